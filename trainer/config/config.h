@@ -1,0 +1,190 @@
+// The YAML schema: one struct per section. `visit` names every key once, for reading, writing and documenting (config/fields.h).
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace uniattn {
+
+// What a key means is in docs/configuration.md; a test compares that page with these structs.
+
+struct RunConfig {
+  std::string name;
+  std::string dir;
+  int64_t seed = 42;
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("name", name), v("dir", dir), v("seed", seed);
+  }
+};
+
+struct ModelSection {
+  std::string path;
+  std::string dtype = "bfloat16";  // float32 | bfloat16: parameters for compute
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("path", path), v("dtype", dtype);
+  }
+};
+
+// none | full | {rank: r}
+struct CompensationConfig {
+  std::string kind = "none";
+  int64_t rank = 0;
+};
+
+struct LayerPlanConfig {
+  int64_t layer = -1;
+  std::string mode = "full";
+  int64_t leader = -1;
+  CompensationConfig compensation;
+  std::vector<int64_t> head_map;
+  template <class V>
+  void visit(V& v) {
+    v("layer", layer), v("mode", mode), v("leader", leader), v("compensation", compensation), v("head_map", head_map);
+  }
+};
+
+struct PlanConfig {
+  std::string mode = "share_probs";
+  int64_t group = 0;  // 0: no short form
+  int64_t begin = 0;
+  int64_t end = 0;
+  CompensationConfig compensation{.kind = "full"};
+  std::vector<LayerPlanConfig> layers;  // the layers that are not full
+  std::string file;                     // a YAML file with a `layers` list
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("mode", mode), v("group", group), v("begin", begin), v("end", end), v("compensation", compensation), v("layers", layers),
+        v("file", file);
+  }
+};
+
+struct DataSource {
+  std::string path;
+  std::string format;   // alpaca | messages | text | ids
+  double weight = 1.0;  // epochs over this set per epoch of the mixture
+  void validate(const std::string& where) const;
+  template <class V>
+  void visit(V& v) {
+    v("path", path), v("format", format), v("weight", weight);
+  }
+};
+
+struct CalibrationConfig {
+  std::vector<DataSource> data;
+  int64_t samples = 1000;         // documents, taken in a seeded order over all sets; 0 is all
+  double held_out = 0.1;          // share of the documents that chooses the ridge
+  std::optional<double> ridge;    // `auto` (empty): chosen on the held-out documents
+  std::vector<std::string> fit = {"output", "compensation"};
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("data", data), v("samples", samples), v("held_out", held_out), v("ridge", ridge), v("fit", fit);
+  }
+};
+
+struct DataConfig {
+  std::vector<DataSource> train;
+  std::vector<DataSource> eval;
+  int64_t max_length = 1024;
+  bool pack = true;
+  std::string over_long = "truncate";  // truncate | drop | split | error
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("train", train), v("eval", eval), v("max_length", max_length), v("pack", pack), v("over_long", over_long);
+  }
+};
+
+struct StageConfig {
+  std::string name;
+  std::string train = "all";  // compensation | all
+  double epochs = 0;
+  int64_t max_steps = 0;  // one of epochs and max_steps is set
+  double learning_rate = 0;
+  template <class V>
+  void visit(V& v) {
+    v("name", name), v("train", train), v("epochs", epochs), v("max_steps", max_steps), v("learning_rate", learning_rate);
+  }
+};
+
+struct OptimizerConfig {
+  int64_t micro_batch = 1;
+  int64_t accumulation = 1;
+  std::string schedule = "cosine";  // cosine | linear | constant
+  double warmup_ratio = 0.03;
+  double weight_decay = 0.0;
+  double clip_norm = 1.0;  // 0: no clipping
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("micro_batch", micro_batch), v("accumulation", accumulation), v("schedule", schedule), v("warmup_ratio", warmup_ratio),
+        v("weight_decay", weight_decay), v("clip_norm", clip_norm), v("beta1", beta1), v("beta2", beta2), v("eps", eps);
+  }
+};
+
+struct CheckpointConfig {
+  int64_t every_steps = 200;
+  int64_t keep_last = 2;
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("every_steps", every_steps), v("keep_last", keep_last);
+  }
+};
+
+struct ParallelConfig {
+  int64_t timeout_seconds = 600;  // after which a silent rank ends the run
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("timeout_seconds", timeout_seconds);
+  }
+};
+
+struct ExportConfig {
+  std::string dtype = "bfloat16";  // float32 | bfloat16 | float16
+  double max_shard_gb = 5.0;
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("dtype", dtype), v("max_shard_gb", max_shard_gb);
+  }
+};
+
+struct Config {
+  RunConfig run;
+  ModelSection model;
+  std::optional<PlanConfig> plan;                // absent: plain fine-tuning
+  std::optional<CalibrationConfig> calibration;  // absent: compensation starts at zero
+  DataConfig data;
+  std::vector<StageConfig> stages;
+  OptimizerConfig optimizer;
+  CheckpointConfig checkpoint;
+  ParallelConfig parallel;
+  ExportConfig exporting;
+  template <class V>
+  void visit(V& v) {
+    v("run", run), v("model", model), v("plan", plan), v("calibration", calibration), v("data", data), v("stages", stages),
+        v("optimizer", optimizer), v("checkpoint", checkpoint), v("parallel", parallel), v("export", exporting);
+  }
+  void validate() const;
+};
+
+// Reads `path`, then applies overrides "key.path=value" (values are YAML; list items by number: stages.0.epochs=2). Relative paths are relative to the
+// working directory. Throws UsageError with file and line, and the nearest known key for an unknown one.
+Config load_config(const std::string& path, const std::vector<std::string>& overrides = {});
+
+// The whole configuration, defaults included, as YAML that load_config reads back to the same.
+std::string to_yaml(const Config& config);
+
+// Every key as a dotted path, list items as `[]`: "stages[].epochs".
+std::vector<std::string> config_keys();
+
+}  // namespace uniattn

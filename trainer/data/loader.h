@@ -1,0 +1,47 @@
+// From documents to batches of packed sequences, the same for every split of a step into micro-batches and ranks.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "data/shards.h"
+
+namespace uniattn {
+
+// Sequences one after the other, no padding.
+struct Batch {
+  at::Tensor tokens;      // [T] int64
+  at::Tensor labels;      // [T] int64: the token that position t predicts, -100 where there is no loss (the last of a sequence always)
+  at::Tensor positions;   // [T] int64, from 0 in every sequence
+  at::Tensor cu_seqlens;  // [sequences + 1] int32
+  int64_t supervised = 0; // labels that are not -100
+};
+
+Batch make_batch(const std::vector<Document>& documents);
+
+// The rows of an epoch: documents packed into rows of at most max_length tokens (best fit on lengths, deterministic), or one document per row when not packing.
+// Sources with weight w enter each epoch floor(w) times, and once more a seeded choice of the fraction.
+class Loader {
+ public:
+  struct Options {
+    int64_t max_length, rows_per_step;  // rows_per_step = micro_batch x accumulation x world size
+    bool pack = true;
+    int64_t seed = 0;
+  };
+  Loader(TokenShards shards, Options options);
+  int64_t steps_per_epoch() const;  // the last step of an epoch may have fewer rows
+  double packing_efficiency() const;
+  // Documents of the rows of step `step` (counted over epochs, reshuffled in each); pure function of options and step.
+  std::vector<std::vector<Document>> rows(int64_t step) const;
+
+ private:
+  TokenShards shards_;
+  Options options_;
+};
+
+// The share of `rows` that micro-batch `micro` of `accumulation` on `rank` of `world` works on; may be empty.
+std::vector<Document> micro_batch(const std::vector<std::vector<Document>>& rows, int64_t micro, int64_t accumulation, int64_t rank,
+                                  int64_t world);
+
+}  // namespace uniattn

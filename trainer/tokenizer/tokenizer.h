@@ -1,0 +1,27 @@
+// Text to token ids and back, with the ids of the model's original tokenizer.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace uniattn {
+
+class Tokenizer {
+ public:
+  virtual ~Tokenizer() = default;
+  // Ids of `text` (UTF-8) without BOS or EOS. A special token's spelling inside the text is data, not control.
+  // Throws Error for invalid UTF-8.
+  virtual std::vector<int32_t> encode(std::string_view text) const = 0;
+  virtual std::string decode(const std::vector<int32_t>& ids) const = 0;
+  virtual int64_t vocab_size() const = 0;
+  virtual int32_t bos_id() const = 0;  // -1 when the model has none
+  virtual int32_t eos_id() const = 0;  // -1 when the model has none
+};
+
+// The tokenizer of a Hugging Face directory. `tokenizer.model` (SentencePiece) is understood; bos and eos come from config.json's ids where they are given.
+// Throws Error that names the directory and what was looked for.
+std::unique_ptr<Tokenizer> load_tokenizer(const std::string& model_directory);
+
+}  // namespace uniattn
