@@ -1,0 +1,1 @@
+"""The decoder of an exported directory, in plain PyTorch."""
