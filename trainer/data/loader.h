@@ -1,22 +1,12 @@
 // From documents to batches of packed sequences, the same for every split of a step into micro-batches and ranks.
 #pragma once
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
 #include <vector>
 
 #include "data/shards.h"
+#include "model/batch.h"
 
 namespace uniattn {
-
-// Sequences one after the other, no padding.
-struct Batch {
-  at::Tensor tokens;      // [T] int64
-  at::Tensor labels;      // [T] int64: the token that position t predicts, -100 where there is no loss (the last of a sequence always)
-  at::Tensor positions;   // [T] int64, from 0 in every sequence
-  at::Tensor cu_seqlens;  // [sequences + 1] int32
-  int64_t supervised = 0; // labels that are not -100
-};
 
 Batch make_batch(const std::vector<Document>& documents);
 
