@@ -1,0 +1,27 @@
+"""Softmax unification in attention: operators that let neighbouring layers share one attention pattern."""
+
+from uniattn import _library
+
+_library.load()
+
+from uniattn.ops import (  # noqa: E402 - the operators exist once the library is loaded
+    Probs,
+    attend,
+    attention,
+    compensated_output,
+    gated_activation,
+    linear_cross_entropy,
+    rms_norm,
+    rotary,
+)
+
+__all__ = [
+    "Probs",
+    "attend",
+    "attention",
+    "compensated_output",
+    "gated_activation",
+    "linear_cross_entropy",
+    "rms_norm",
+    "rotary",
+]

@@ -1,0 +1,26 @@
+"""Loads the operator library, once, when the package is imported."""
+
+import os
+from pathlib import Path
+
+import torch
+
+_NAME = "libuniattn_ops.so"
+
+
+def _find() -> Path:
+    """The installed library, else $UNIATTN_LIBRARY, else the release build of the source tree this file is in."""
+    package = Path(__file__).resolve().parent
+    candidates = [package / "lib" / _NAME]
+    if "UNIATTN_LIBRARY" in os.environ:
+        candidates.append(Path(os.environ["UNIATTN_LIBRARY"]))
+    candidates.append(package.parents[1] / "build" / "release" / _NAME)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    tried = "\n  ".join(str(candidate) for candidate in candidates)
+    raise ImportError(f"uniattn's operator library was not found; build it with ./scripts/build or set UNIATTN_LIBRARY. Tried:\n  {tried}")
+
+
+def load() -> None:
+    torch.ops.load_library(str(_find()))

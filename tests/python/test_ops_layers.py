@@ -1,0 +1,116 @@
+"""RMSNorm, rotary embedding, gated activation, compensated output, linear + cross-entropy against the plain formulas."""
+
+import pytest
+import torch
+import uniattn
+
+import formulas
+
+
+def draw(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def angles(tokens, half, dtype=torch.float64):
+    angle = draw(tokens, half, seed=9)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+LABELS = torch.tensor([3, -100, 0, 6, -100, 2, 2])
+CASES = {
+    "rms_norm": (lambda m: lambda x, w: m.rms_norm(x, w, 1e-5), [(2, 5, 24), (24,)]),
+    "rms_norm one row": (lambda m: lambda x, w: m.rms_norm(x, w, 1e-5), [(3,), (3,)]),
+    "rms_norm unit_offset": (lambda m: lambda x, w: m.rms_norm(x, w, 1e-6, True), [(5, 67), (67,)]),
+    "rotary": (lambda m: lambda x: m.rotary(x, *angles(5, 9, x.dtype if x.dtype == torch.float64 else torch.float32)), [(5, 3, 18)]),
+    "silu": (lambda m: lambda g, u: m.gated_activation(g, u, "silu"), [(4, 35), (4, 35)]),
+    "gelu_tanh": (lambda m: lambda g, u: m.gated_activation(g, u, "gelu_tanh"), [(2, 3, 16), (2, 3, 16)]),
+    "cross_entropy": (lambda m: lambda h, w: m.linear_cross_entropy(h, w, LABELS), [(7, 16), (8, 16)]),
+    "cross_entropy softcap": (lambda m: lambda h, w: m.linear_cross_entropy(h, w, LABELS, 2.0), [(7, 16), (8, 16)]),
+}
+
+
+def outputs_and_gradients(function, inputs):
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    out = function(*inputs)
+    return out, *torch.autograd.grad(out, inputs, draw(*out.shape, dtype=out.dtype, seed=77))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_formula(case):
+    make, shapes = CASES[case]
+    inputs = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
+    actual = outputs_and_gradients(make(uniattn), inputs)
+    expected = outputs_and_gradients(make(formulas), inputs)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-11)
+    assert torch.autograd.gradcheck(make(uniattn), [x.requires_grad_() for x in inputs])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_low_precision_error_is_at_most_twice_the_formulas(case, dtype):
+    make, shapes = CASES[case]
+    inputs = [draw(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
+    actual = outputs_and_gradients(make(uniattn), inputs)
+    plain = outputs_and_gradients(make(formulas), inputs)
+    exact = outputs_and_gradients(make(formulas), [x.double() for x in inputs])
+    for a, p, e in zip(actual, plain, exact, strict=True):
+        allowed = 2 * (p.double() - e).abs().max() + 2 * torch.finfo(dtype).eps * e.abs().max()
+        assert (a.double() - e).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1024])
+def test_cross_entropy_does_not_depend_on_the_chunk(chunk):
+    hidden, weight = draw(7, 16), draw(8, 16, seed=1)
+    loss = uniattn.linear_cross_entropy(hidden, weight, LABELS, chunk=chunk)
+    torch.testing.assert_close(loss, formulas.linear_cross_entropy(hidden, weight, LABELS), rtol=1e-12, atol=1e-12)
+
+
+def test_cross_entropy_without_supervised_tokens_is_zero():
+    hidden, weight = draw(3, 4).requires_grad_(), draw(5, 4, seed=1).requires_grad_()
+    loss = uniattn.linear_cross_entropy(hidden, weight, torch.full((3,), -100))
+    loss.sum().backward()
+    assert loss.count_nonzero() == hidden.grad.count_nonzero() == weight.grad.count_nonzero() == 0
+
+
+def test_compensated_output():
+    o, w_o, x, w_c = draw(7, 6), draw(4, 6, seed=1), draw(7, 4, seed=2), draw(4, 4, seed=3)
+    torch.testing.assert_close(uniattn.compensated_output(o, w_o, x, w_c), o @ w_o.T + x @ w_c.T)
+    assert torch.autograd.gradcheck(uniattn.compensated_output, [t.requires_grad_() for t in (o, w_o, x, w_c)])
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: uniattn.rms_norm(draw(4, 8), draw(7), 1e-5), r"weight must be \[D\].*got \[7\]"),
+        (lambda: uniattn.rms_norm(draw(4, 8), draw(8).float(), 1e-5), "weight is Float but x is Double"),
+        (lambda: uniattn.rotary(draw(4, 2, 7), *angles(4, 3)), "even head_dim"),
+        (lambda: uniattn.rotary(draw(4, 2, 8), *angles(4, 8)), r"cos must be \[tokens, head_dim / 2\]"),
+        (lambda: uniattn.rotary(draw(4, 2, 8), draw(4, 4).requires_grad_(), draw(4, 4)), "constants"),
+        (lambda: uniattn.gated_activation(draw(4, 8), draw(4, 7)), "up must have the shape of gate"),
+        (lambda: uniattn.gated_activation(draw(4), draw(4), "relu"), "activation must be 'silu' or 'gelu_tanh', got 'relu'"),
+        (lambda: uniattn.linear_cross_entropy(draw(7, 4), draw(6, 4), LABELS), r"labels must be .*\[0, 6\), got 6"),
+        (lambda: uniattn.linear_cross_entropy(draw(7, 4), draw(9, 4), LABELS - 1), "got -101"),
+        (lambda: uniattn.linear_cross_entropy(draw(6, 4), draw(9, 4), LABELS), r"labels must be int64 \[tokens\] = \[6\]"),
+        (lambda: uniattn.linear_cross_entropy(draw(7, 4), draw(9, 5), LABELS), r"weight must be \[vocab, D\]"),
+        (lambda: uniattn.linear_cross_entropy(draw(7, 4), draw(9, 4), LABELS, chunk=0), "chunk must be positive"),
+        (lambda: uniattn.compensated_output(draw(7, 4), draw(9, 5), draw(7, 9), draw(9, 9)), r"w_o must be \[D, F\]"),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("rms_norm", lambda: (draw(3, 8).requires_grad_(), draw(8).requires_grad_(), 1e-5)),
+        ("rotary", lambda: (draw(5, 3, 8).requires_grad_(), *angles(5, 4))),
+        ("gated_activation", lambda: (draw(3, 8).requires_grad_(), draw(3, 8).requires_grad_(), "silu")),
+        ("compensated_output", lambda: (draw(7, 6), draw(4, 6).requires_grad_(), draw(7, 4), draw(4, 4).requires_grad_())),
+        ("linear_cross_entropy", lambda: (draw(7, 4).requires_grad_(), draw(9, 4).requires_grad_(), LABELS)),
+    ],
+)
+def test_opcheck(name, arguments):
+    torch.library.opcheck(getattr(torch.ops.uniattn, name).default, arguments())
