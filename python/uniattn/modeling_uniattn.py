@@ -129,12 +129,11 @@ def mask_types(layers, layer_types):
 def base_config(model_type, kwargs, layer_types):
     """The family's own configuration: its defaults, its checks, both dialects of the rotary settings."""
     fields = {k: v for k, v in kwargs.items() if k not in ("model_type", "architectures", "auto_map")}
-    if layer_types is not None:
-        fields["layer_types"] = layer_types
     base = AutoConfig.for_model(model_type, **fields)
-    if getattr(base, "layer_types", None) is None:
+    if layer_types is None and getattr(base, "layer_types", None) is None:
         kind = "sliding_attention" if getattr(base, "sliding_window", None) else "full_attention"
-        base.layer_types = [kind] * base.num_hidden_layers
+        layer_types = [kind] * base.num_hidden_layers
+    base.layer_types = layer_types or base.layer_types
     if getattr(base, "attention_bias", False):
         raise ValueError("`attention_bias` is true: unified models have no biases in their attention projections")
     return base

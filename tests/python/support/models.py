@@ -83,7 +83,8 @@ def write_unified(path, base, layers, seed=0, tokenizer=None):
     """The base directory in the export format under the plan `layers`, with a random compensation where it has one."""
     path, base = Path(path), Path(base)
     config = json.loads((base / "config.json").read_text())
-    types = config.get("layer_types") or ["full_attention"] * len(layers)
+    kind = "sliding_attention" if config.get("sliding_window") else "full_attention"
+    types = config.get("layer_types") or [kind] * len(layers)
     config |= {
         "architectures": ["UniAttnForCausalLM"],
         "auto_map": {
@@ -91,6 +92,7 @@ def write_unified(path, base, layers, seed=0, tokenizer=None):
             "AutoModelForCausalLM": "modeling_uniattn.UniAttnForCausalLM",
         },
         "uniattn": {"version": 1, "base_model_type": config["model_type"], "layers": layers},
+        "pruned_heads": {str(i): [] for i, entry in enumerate(layers) if entry["mode"] != "full"},
         "layer_types": [t if entry["mode"] == "full" else entry["mode"] for t, entry in zip(types, layers)],
         "model_type": "uniattn",
     }
