@@ -14,6 +14,19 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
+// Fields that plain transformers classes stumble over, so that they fail instead of initialising the missing projections at random: `layer_types` is checked
+// by transformers 5, `pruned_heads` acted on by transformers 4 (docs/export-format.md).
+void poison_for_other_tools(json& config, const ModelConfig& model, const SharingPlan& plan) {
+  config["layer_types"] = json::array();
+  config["pruned_heads"] = json::object();
+  for (int64_t i = 0; i < model.num_layers; ++i) {
+    const Mode mode = plan.layers[i].mode;
+    const char* mask = model.windows[i] > 0 ? "sliding_attention" : "full_attention";
+    config["layer_types"].push_back(mode == Mode::full ? mask : to_string(mode));
+    if (mode != Mode::full) config["pruned_heads"][std::to_string(i)] = json::array();
+  }
+}
+
 json export_config(const ModelDirectory& base, const SharingPlan& plan, at::ScalarType dtype) {
   json config = base.json;
   const char* name = dtype == at::kFloat ? "float32" : dtype == at::kHalf ? "float16" : "bfloat16";
@@ -24,6 +37,7 @@ json export_config(const ModelDirectory& base, const SharingPlan& plan, at::Scal
   config["auto_map"] = {{"AutoConfig", "modeling_uniattn.UniAttnConfig"}, {"AutoModelForCausalLM", "modeling_uniattn.UniAttnForCausalLM"}};
   config["uniattn"] = describe_plan(plan);
   config["uniattn"]["base_model_type"] = base.config.family;
+  poison_for_other_tools(config, base.config, plan);
   return config;
 }
 

@@ -81,8 +81,11 @@ void read_gemma2(const json& config, ModelConfig& model) {
   const json* types = find(config, "layer_types");
   if (types && static_cast<int64_t>(types->size()) != model.num_layers)
     fail("config.json: `layer_types` has {} entries for {} layers", types->size(), model.num_layers);
-  for (int64_t i = 0; i < model.num_layers; ++i)
-    model.windows[i] = (types ? (*types)[i] == "sliding_attention" : i % 2 == 0) ? window : 0;
+  for (int64_t i = 0; i < model.num_layers; ++i) {
+    // Published configs have no list: even layers slide. In an exported one a follower's entry names its mode.
+    const bool listed = types && ((*types)[i] == "sliding_attention" || (*types)[i] == "full_attention");
+    model.windows[i] = (listed ? (*types)[i] == "sliding_attention" : i % 2 == 0) ? window : 0;
+  }
 }
 
 const std::map<std::string, std::function<void(const json&, ModelConfig&)>> kFamilies = {
