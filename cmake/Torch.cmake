@@ -20,6 +20,6 @@ target_link_libraries(torch_imported INTERFACE -lstdc++
 # fmt is the header-only copy that PyTorch ships; at::parallel_for is serial in files compiled without -fopenmp.
 target_compile_definitions(torch_imported INTERFACE FMT_HEADER_ONLY)
 target_compile_options(torch_imported INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
-# PyTorch's own libgomp, found through the run path: a second OpenMP run time would start a second pool of threads.
-target_link_directories(torch_imported INTERFACE "${TORCH_DIR}/lib")
+# PyTorch's own libgomp: a second OpenMP run time would start a second pool of threads.
+target_link_libraries(torch_imported INTERFACE "${TORCH_DIR}/lib/libgomp.so.1")
 list(APPEND CMAKE_BUILD_RPATH "${TORCH_DIR}/lib")

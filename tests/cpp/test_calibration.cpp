@@ -91,7 +91,7 @@ TEST_CASE("streamed calibration equals the plain procedure", "[calibration]") {
   const auto tensors = open_model_tensors(model.path);
   SharingPlan plan = SharingPlan::all_full(4);
   plan.layers[2] = {.mode = Mode::share_probs, .leader = 1, .compensation = {Compensation::Kind::full, 0}, .head_map = {1, 0, 0, 3}};
-  ProcessGroup alone;
+  ProcessGroup alone(std::chrono::seconds(60));
   const CalibrationOptions options{.fit_output = true, .fit_compensation = true, .ridge = 0.01, .held_out = 0.2};
   const CalibrationResult result = calibrate(model, *tensors, plan, data, options, alone);
   REQUIRE(result.followers.size() == 1);

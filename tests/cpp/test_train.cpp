@@ -35,7 +35,7 @@ std::vector<nlohmann::json> metrics_of(const Config& config) {
 }
 
 Outcome train_tiny(const Config& config, const TokenShards& data, int64_t stop_after = 0) {
-  ProcessGroup alone;
+  ProcessGroup alone(std::chrono::seconds(60));
   const RunDirectory run = create_run_directory(config);
   return train(config, run, open_model_directory(config.model.path), {data, std::nullopt}, alone, stop_after);
 }

@@ -1,11 +1,5 @@
 #include "checkpoint/run_directory.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -13,6 +7,7 @@
 #include "checkpoint/snapshot.h"
 #include "config/plan_config.h"
 #include "storage/atomic_file.h"
+#include "storage/file_lock.h"
 #include "storage/json.h"
 #include "support/error.h"
 
@@ -94,11 +89,5 @@ void write_calibration(const RunDirectory& run, const SharingPlan& plan, const N
 }
 
 bool has_calibration(const RunDirectory& run) { return fs::exists(run.calibration() + kPlan); }
-
-FileLock::FileLock(const std::string& path) : descriptor_(open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644)) {
-  if (descriptor_ < 0 || flock(descriptor_, LOCK_EX) != 0) fail("cannot lock `{}`: {}", path, std::strerror(errno));
-}
-
-FileLock::~FileLock() { close(descriptor_); }
 
 }  // namespace uniattn

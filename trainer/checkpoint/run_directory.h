@@ -39,16 +39,4 @@ RunState initial_state(const RunDirectory& run, const Config& config, const Mode
 void write_calibration(const RunDirectory& run, const SharingPlan& plan, const NamedTensors& weights);
 bool has_calibration(const RunDirectory& run);
 
-// Keeps other processes out while one works on `path` (created); waits for its turn.
-class FileLock {
- public:
-  explicit FileLock(const std::string& path);
-  ~FileLock();
-  FileLock(const FileLock&) = delete;
-  FileLock& operator=(const FileLock&) = delete;
-
- private:
-  int descriptor_;
-};
-
 }  // namespace uniattn

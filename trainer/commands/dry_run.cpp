@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "commands/options.h"
-#include "data/show.h"
+#include "commands/scratch.h"
 #include "model/decoder.h"
 #include "model/footprint.h"
 
@@ -67,9 +67,12 @@ void dry_run(const Session& session, bool json) {
                                  session.plan.followers().size(), c.num_layers, 100 * kv_share);
   auto sample = [&](const char* name, const std::vector<DataSource>& sources) {
     for (const DataSource& source : sources) {
-      const SampleView view = first_sample(source, *session.tokenizer, session.config.data.max_length);
-      result["data"].push_back({{"set", name}, {"path", source.path}, {"tokens", view.tokens}, {"supervised", view.supervised}});
-      text += fmt::format("\n{} data {}: first sample has {} tokens, {} supervised", name, source.path, view.tokens, view.supervised);
+      const ScratchDirectory scratch;
+      const TokenShards one = prepare_tokens({source}, *session.tokenizer, session.model.path,
+                                             {.max_length = session.config.data.max_length, .over_long = session.config.data.over_long, .samples = 1},
+                                             scratch.path());
+      result["data"].push_back({{"set", name}, {"path", source.path}, {"tokens", one.tokens()}, {"supervised", one.supervised()}});
+      text += fmt::format("\n{} data {}: one sample has {} tokens, {} supervised", name, source.path, one.tokens(), one.supervised());
     }
   };
   if (session.config.calibration) sample("calibration", session.config.calibration->data);

@@ -14,6 +14,7 @@ namespace uniattn {
 namespace {
 
 constexpr int64_t kDefaultWindow = 2048;
+constexpr std::chrono::seconds kTimeout(600);
 
 struct EvalArguments {
   std::string model, text, ids, data, format, dtype, logits;
@@ -71,11 +72,11 @@ void run_eval(const EvalArguments& arguments) {
     const PrepareOptions options{.max_length = window, .over_long = ids ? "split" : "truncate"};
     scratch.emplace();
     shards.emplace(prepare_tokens({source}, *tokenizer, directory.path, options, scratch->path()));
-    documents = all_documents(*shards);
+    documents = shards->documents();
   }
   const Decoder model = load_decoder(directory, parse_dtype(arguments.dtype.empty() ? directory.config.dtype : arguments.dtype), compute_device(0));
-  ProcessGroup alone;
-  const Evaluation result = evaluate(model, documents, alone);
+  ProcessGroup group(kTimeout);
+  const Evaluation result = evaluate(model, documents, group);
   if (!arguments.logits.empty()) write_logits(model, documents, arguments.logits);
   print_result(arguments.json, {{"loss", result.loss}, {"perplexity", result.perplexity()}, {"tokens", result.tokens}},
                fmt::format("loss {:.6f} nats per token\nperplexity {:.4f}\npredicted tokens {}", result.loss, result.perplexity(), result.tokens));

@@ -16,6 +16,7 @@ class IdsOnly : public Tokenizer {
  public:
   explicit IdsOnly(const ModelDirectory& model) : path_(model.path), config_(model.config) {}
   std::vector<int32_t> encode(std::string_view) const override { refuse(); }
+  std::vector<int32_t> encode_continuation(std::string_view) const override { refuse(); }
   std::string decode(const std::vector<int32_t>&) const override { refuse(); }
   int64_t vocab_size() const override { return config_.vocab_size; }
   int32_t bos_id() const override { return config_.bos_id; }
@@ -32,9 +33,9 @@ bool fits(const CalibrationConfig& calibration, const char* what) {
 }
 
 void log_counts(const char* name, const PrepareCounts& c) {
-  log::info(fmt::format("{} data: {} of {} documents kept ({} truncated, {} split; dropped: {} over-long, {} without labels, {} malformed), {} tokens, {} "
+  log::info(fmt::format("{} data: {} of {} documents kept ({} truncated, {} split; dropped: {} over-long, {} without labels), {} tokens, {} "
                         "supervised",
-                        name, c.kept, c.read, c.truncated, c.split, c.dropped_over_long, c.dropped_without_labels, c.dropped_malformed, c.tokens,
+                        name, c.kept, c.read, c.truncated, c.split, c.dropped_over_long, c.dropped_without_labels, c.tokens,
                         c.supervised));
 }
 
@@ -67,14 +68,11 @@ Session open_session(const std::string& config_path, const std::vector<std::stri
 
 PreparedData prepare_data(const Session& session, const RunDirectory& run) {
   const Config& config = session.config;
-  create_directories(run.data());
-  const FileLock lock(run.data() + "/.lock");
   auto prepare = [&](const char* name, const std::vector<DataSource>& sources, int64_t samples) -> std::optional<TokenShards> {
     if (sources.empty()) return std::nullopt;
     const PrepareOptions options{.max_length = config.data.max_length, .over_long = config.data.over_long, .samples = samples, .seed = config.run.seed};
     TokenShards shards = prepare_tokens(sources, *session.tokenizer, session.model.path, options, run.data());
     log_counts(name, shards.counts());
-    if (shards.size() == 0) fail("no document of the {} data is left after preparation; see the counts above", name);
     return shards;
   };
   PreparedData data;

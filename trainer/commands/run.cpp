@@ -7,6 +7,7 @@
 #include "commands/pipeline.h"
 #include "data/show.h"
 #include "parallel/device.h"
+#include "parallel/launch.h"
 #include "support/error.h"
 #include "support/log.h"
 #include "storage/json.h"
@@ -25,7 +26,6 @@ ordered_json counts_json(const TokenShards& shards) {
           {"split", c.split},
           {"dropped_over_long", c.dropped_over_long},
           {"dropped_without_labels", c.dropped_without_labels},
-          {"dropped_malformed", c.dropped_malformed},
           {"tokens", c.tokens},
           {"supervised", c.supervised}};
 }
@@ -48,12 +48,12 @@ struct Started {
 
 Started start(const ConfigOptions& options) {
   Started started{.session = open_session(options.path, options.overrides), .run = {}, .data = {}, .group = {}};
-  const bool first = process_rank() == 0;
+  const bool first = Launch::from_environment().rank == 0;
   if (!first) log::only_warnings();
   started.run = create_run_directory(started.session.config);
   if (first) log::set_file(started.run.log());
   started.data = prepare_data(started.session, started.run);
-  started.group = std::make_unique<ProcessGroup>(started.session.config.parallel.timeout_seconds);
+  started.group = std::make_unique<ProcessGroup>(std::chrono::seconds(started.session.config.parallel.timeout_seconds));
   started.group->require_equal("configuration", to_yaml(started.session.config));
   watch_signals();
   return started;
@@ -66,7 +66,7 @@ std::optional<Evaluation> evaluate_export(const Started& started) {
   if (!started.data.eval) return std::nullopt;
   const at::Device device = compute_device(started.group->local_rank());
   const Decoder model = load_decoder(open_model_directory(started.run.exported()), parse_dtype(started.session.config.model.dtype), device);
-  return evaluate(model, all_documents(*started.data.eval), *started.group);
+  return evaluate(model, started.data.eval->documents(), *started.group);
 }
 
 void run_all(const ConfigOptions& options) {

@@ -29,12 +29,6 @@ Loader make_loader(const Config& config, const TokenShards& shards, int64_t stag
                          .seed = config.run.seed + stage});
 }
 
-std::vector<Document> all_documents(const TokenShards& shards) {
-  std::vector<Document> documents;
-  for (int64_t i = 0; i < shards.size(); ++i) documents.push_back(shards.document(i));
-  return documents;
-}
-
 class Trainer {
  public:
   Trainer(const Config& config, const RunDirectory& run, const ModelDirectory& model, const TrainingData& data, ProcessGroup& group)
@@ -135,7 +129,7 @@ class Trainer {
 
   void evaluate_stage(const StageConfig& stage) {
     if (!data_.eval) return;
-    const Evaluation result = evaluate(model_, all_documents(*data_.eval), group_);
+    const Evaluation result = evaluate(model_, data_.eval->documents(), group_);
     log::info(fmt::format("stage {} done: held-out loss {:.4f}, perplexity {:.3f}", stage.name, result.loss, result.perplexity()));
   }
 
