@@ -62,6 +62,7 @@ nlohmann::json sums(ProcessGroup& group) {
   seen["any"] = {group.any(false), group.any(group.rank() == group.world_size() - 1)};
   group.barrier();
   group.require_equal("configuration", "the same");
+  group.require_equal("nothing", "");
   return seen;
 }
 
