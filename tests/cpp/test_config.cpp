@@ -1,20 +1,11 @@
-// The YAML configuration: strict reading with placed errors, overrides, validation, writing, and the page that
-// documents it.
+// The YAML configuration: strict reading with placed errors, overrides and validation.
 #include "config/config.h"
 
-#include <cmath>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
-#include <random>
-#include <regex>
-#include <set>
-
 #include "catch.h"
-#include "config/invalid.h"
 #include "config/nearest.h"
 #include "config/plan_config.h"
 #include "support/error.h"
+#include "temporary_yaml.h"
 
 using namespace uniattn;
 using Catch::Matchers::Contains;
@@ -43,28 +34,6 @@ stages:
 parallel: {}
 )";
 
-// A file in the system's temporary directory that is gone with the object.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(const std::string& text) {
-    static int count = 0;
-    path_ = std::filesystem::temp_directory_path() /
-            ("uniattn-config-" + std::to_string(std::random_device{}()) + "-" + std::to_string(count++) + ".yaml");
-    std::ofstream(path_) << text;
-  }
-  ~TemporaryFile() { std::filesystem::remove(path_); }
-  TemporaryFile(const TemporaryFile&) = delete;
-  std::string path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
-
-Config load(const std::string& text, const Overrides& overrides = {}) {
-  const TemporaryFile file(text);
-  return load_config(file.path(), overrides);
-}
-
 std::string with(const std::string& what, const std::string& by) {
   std::string text = kYaml;
   const size_t at = text.find(what);
@@ -92,7 +61,7 @@ std::string error_with(const Overrides& overrides) {
 }  // namespace
 
 TEST_CASE("a configuration is read with its defaults", "[config]") {
-  const Config config = load(kYaml);
+  const Config config = load_text(kYaml);
   CHECK(config.run.name == "test");
   CHECK(config.run.seed == 42);
   CHECK(config.model.dtype == "float32");
@@ -108,7 +77,7 @@ TEST_CASE("a configuration is read with its defaults", "[config]") {
 }
 
 TEST_CASE("a minimal configuration", "[config]") {
-  const Config config = load("run: {name: a, dir: b}\nmodel: {path: c}\n");
+  const Config config = load_text("run: {name: a, dir: b}\nmodel: {path: c}\n");
   CHECK_FALSE(config.plan);
   CHECK_FALSE(config.calibration);
   CHECK(config.stages.empty());
@@ -119,19 +88,19 @@ TEST_CASE("empty sections are as good as none", "[config]") {
   const std::string minimal = "run: {name: a, dir: b}\nmodel: {path: c}\n";
   for (const char* rest : {"plan: {}", "plan:", "calibration: ~", "stages:", "stages: []", "data:", "parallel:"}) {
     INFO(rest);
-    CHECK(load(minimal + rest) == load(minimal));
+    CHECK(load_text(minimal + rest) == load_text(minimal));
   }
 }
 
 TEST_CASE("values of every type", "[config]") {
   const std::string wide_plan = with("compensation: full}", "compensation: {rank: 16}}");
-  CHECK(load(wide_plan).plan->compensation == CompensationConfig{.kind = "low_rank", .rank = 16});
-  CHECK(load(kYaml, {"calibration.ridge=0.5"}).calibration->ridge == 0.5);
-  CHECK(load(kYaml, {"calibration.ridge=1"}).calibration->ridge == 1.0);
-  CHECK_FALSE(load(kYaml, {"data.pack=false"}).data.pack);
-  CHECK(load(kYaml, {"run.name=7"}).run.name == "7");
-  CHECK(load(kYaml, {"run.name='a: #b'"}).run.name == "a: #b");
-  CHECK(load(kYaml, {"optimizer.eps=.5e-7"}).optimizer.eps == .5e-7);
+  CHECK(load_text(wide_plan).plan->compensation == CompensationConfig{.kind = "low_rank", .rank = 16});
+  CHECK(load_text(kYaml, {"calibration.ridge=0.5"}).calibration->ridge == 0.5);
+  CHECK(load_text(kYaml, {"calibration.ridge=1"}).calibration->ridge == 1.0);
+  CHECK_FALSE(load_text(kYaml, {"data.pack=false"}).data.pack);
+  CHECK(load_text(kYaml, {"run.name=7"}).run.name == "7");
+  CHECK(load_text(kYaml, {"run.name='a: #b'"}).run.name == "a: #b");
+  CHECK(load_text(kYaml, {"optimizer.eps=.5e-7"}).optimizer.eps == .5e-7);
 }
 
 TEST_CASE("types are strict, and errors say where", "[config]") {
@@ -191,9 +160,9 @@ TEST_CASE("files that are not a configuration", "[config]") {
 
 TEST_CASE("overrides are applied in order", "[config]") {
   const Config config =
-      load(kYaml, {"optimizer.micro_batch=2", "stages.0.epochs=2.5", "plan={group: 3, begin: 0, end: 4}",
-                   "plan.compensation=full", "parallel.timeout_seconds=5", "data.train.0.weight=2", "run.seed=1",
-                   "run.seed=2", "model.path=a=b"});
+      load_text(kYaml, {"optimizer.micro_batch=2", "stages.0.epochs=2.5", "plan={group: 3, begin: 0, end: 4}",
+                        "plan.compensation=full", "parallel.timeout_seconds=5", "data.train.0.weight=2", "run.seed=1",
+                        "run.seed=2", "model.path=a=b"});
   CHECK(config.optimizer.micro_batch == 2);
   CHECK(config.stages[0].epochs == 2.5);
   CHECK(config.plan->group == 3);
@@ -201,7 +170,7 @@ TEST_CASE("overrides are applied in order", "[config]") {
   CHECK(config.data.train[0].weight == 2);
   CHECK(config.run.seed == 2);
   CHECK(config.model.path == "a=b");
-  CHECK_FALSE(load(kYaml, {"calibration=null"}).calibration);
+  CHECK_FALSE(load_text(kYaml, {"calibration=null"}).calibration);
 }
 
 TEST_CASE("errors of overrides name the override", "[config]") {
@@ -288,8 +257,8 @@ TEST_CASE("sections must fit together", "[config]") {
              Contains("stages.1.name: 'compensation' is the name of an earlier"));
   CHECK_THAT(error_with({"plan.compensation=none", "stages.0.train=all", "calibration.fit=[compensation]"}),
              Contains("calibration.fit: fits only the compensation, and the plan has none"));
-  CHECK_NOTHROW(load(kYaml, {"plan.compensation=none", "stages.0.train=all"}));
-  CHECK_NOTHROW(load(kYaml, {"plan={file: later.yaml}"}));
+  CHECK_NOTHROW(load_text(kYaml, {"plan.compensation=none", "stages.0.train=all"}));
+  CHECK_NOTHROW(load_text(kYaml, {"plan={file: later.yaml}"}));
 }
 
 TEST_CASE("a plan section becomes a SharingPlan", "[config]") {
@@ -315,132 +284,4 @@ TEST_CASE("a plan section becomes a SharingPlan", "[config]") {
   CHECK_THROWS_WITH(build_plan(by_list, 4), Contains("plan.layers.1.layer: layer 2 is listed twice"));
   by_list.layers[1].layer = 3;
   CHECK(build_plan(by_list, 4).followers() == std::vector<int64_t>{2, 3});
-}
-
-namespace {
-
-// Random configurations that are valid.
-struct Generator {
-  std::mt19937 random;
-
-  int64_t integer(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random); }
-  bool coin() { return integer(0, 1) == 1; }
-  // Positive, over many orders of magnitude, with all its digits.
-  double number() { return std::exp(std::uniform_real_distribution<double>(-30, 10)(random)); }
-  double share() { return std::uniform_real_distribution<double>(1e-3, 0.999)(random); }
-  std::string text() {
-    const std::vector<std::string> pieces = {"a",  " ", ": ", "#", "- ", "'", "\"", "\\", "\n", "~",    "null", "true",
-                                             "1.", "é", "雪", "{", "]",  "&", "*",  "!",  "%",  "auto", ",",    "\t"};
-    std::string made;
-    for (int64_t i = integer(1, 5); i > 0; --i) made += choose(pieces);
-    return made;
-  }
-  template <class T>
-  T choose(const std::vector<T>& from) {
-    return from[static_cast<size_t>(integer(0, static_cast<int64_t>(from.size()) - 1))];
-  }
-  CompensationConfig compensation() {
-    if (coin()) return {.kind = "low_rank", .rank = integer(1, 1 << 20)};
-    return {.kind = choose<std::string>({"none", "full"}), .rank = 0};
-  }
-  std::vector<DataSource> sources() {
-    std::vector<DataSource> made(static_cast<size_t>(integer(1, 3)));
-    for (DataSource& source : made) {
-      source = {
-          .path = text(), .format = choose<std::string>({"alpaca", "messages", "text", "ids"}), .weight = number()};
-    }
-    return made;
-  }
-  PlanConfig plan() {
-    PlanConfig made;
-    switch (integer(0, 2)) {
-      case 0:
-        made.file = text();
-        break;
-      case 1:
-        for (int64_t i = integer(1, 4); i > 0; --i) {
-          made.layers.push_back({.layer = integer(0, 99),
-                                 .mode = choose<std::string>({"share_probs", "share_kv", "linear", "skip"}),
-                                 .leader = integer(-1, 99),
-                                 .compensation = compensation(),
-                                 .head_map = std::vector<int64_t>(static_cast<size_t>(integer(0, 4)), integer(0, 9))});
-        }
-        break;
-      default:
-        made.group = integer(1, 9);
-        made.begin = integer(0, 99);
-        made.end = made.begin + integer(1, 99);
-        made.compensation = compensation();
-    }
-    return made;
-  }
-  Config config() {
-    Config made;
-    made.run = {.name = text(), .dir = text(), .seed = integer(0, INT64_MAX)};
-    made.model = {.path = text(), .dtype = choose<std::string>({"float32", "bfloat16"})};
-    if (coin()) made.plan = plan();
-    if (made.plan && coin()) {
-      made.calibration.emplace();
-      made.calibration->data = sources();
-      made.calibration->held_out = share();
-      if (coin()) made.calibration->ridge = number();
-      made.calibration->fit = choose<std::vector<std::string>>({{"output"}, {"compensation", "output"}});
-    }
-    made.data = {.train = sources(), .max_length = integer(2, 1 << 20), .pack = coin(), .over_long = "split"};
-    for (int64_t i = integer(0, 3); i > 0; --i) {
-      StageConfig stage{.name = text() + std::to_string(i), .learning_rate = number()};
-      (coin() ? stage.epochs = number() : static_cast<double>(stage.max_steps = integer(1, 99)));
-      made.stages.push_back(stage);
-    }
-    made.optimizer = {.micro_batch = integer(1, 9), .warmup_ratio = share(), .beta2 = share(), .eps = number()};
-    made.checkpoint = {.every_steps = integer(1, 999), .keep_last = integer(1, 9)};
-    made.exporting.max_shard_gb = number();
-    return made;
-  }
-};
-
-}  // namespace
-
-TEST_CASE("a written configuration reads back the same", "[config]") {
-  const uint32_t seed = GENERATE(range(0u, 200u));
-  const Config config = Generator{std::mt19937(seed)}.config();
-  const std::string yaml = to_yaml(config);
-  INFO(yaml);
-  CHECK(load(yaml) == config);
-}
-
-TEST_CASE("a written configuration has every key", "[config]") {
-  const std::string yaml = to_yaml(load(kYaml));
-  for (const std::string& key : config_keys()) {
-    const std::string name = key.substr(key.rfind('.') + 1);
-    const bool of_listed_layer = key.starts_with("plan.layers[]") || key.starts_with("data.eval[]");
-    if (!of_listed_layer) CHECK_THAT(yaml, Contains(name + ":"));
-  }
-  CHECK_THAT(yaml, Contains("ridge: auto"));
-}
-
-TEST_CASE("keys are named with their path", "[config]") {
-  const std::vector<std::string> list = config_keys();
-  const std::set<std::string> keys(list.begin(), list.end());
-  CHECK(keys.size() == list.size());
-  for (const char* key : {"run.name", "plan.layers[].head_map", "calibration.ridge", "calibration.data[].path",
-                          "stages[].epochs", "plan.compensation", "calibration.fit", "export.max_shard_gb"}) {
-    CHECK(keys.contains(key));
-  }
-}
-
-TEST_CASE("docs/configuration.md explains exactly the keys there are", "[config]") {
-  std::ifstream page(UNIATTN_SOURCE_DIR "/docs/configuration.md");
-  REQUIRE(page);
-  const std::regex row("^\\| `([a-z0-9_.\\[\\]]+)` \\|.*");
-  std::set<std::string> documented;
-  std::smatch match;
-  for (std::string line; std::getline(page, line);) {
-    if (std::regex_match(line, match, row)) {
-      INFO(line);
-      CHECK(documented.insert(match[1]).second);
-    }
-  }
-  const std::vector<std::string> keys = config_keys();
-  CHECK(documented == std::set<std::string>(keys.begin(), keys.end()));
 }
