@@ -338,8 +338,7 @@ class UniAttnModel(UniAttnPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-            if i in self.leaders:
-                lent[i] = own
+            lent = {l: qkv for l, qkv in (lent | {i: own}).items() if l in self.leaders[i + 1 :]}  # until the last follower
         return BaseModelOutputWithPast(last_hidden_state=self.norm(h), past_key_values=past_key_values)
 
     def embed(self, input_ids):

@@ -3,11 +3,9 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.models import LLAMA3, edit_config, follower, write_base, write_unified
+from support.models import LLAMA3, edit_config, follower, write_base, write_unified, write_word_tokenizer
 from support.oracle import Oracle
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, Gemma2ForCausalLM, LlamaForCausalLM, MistralForCausalLM
-from transformers import PreTrainedTokenizerFast, pipeline
+from transformers import AutoModelForCausalLM, Gemma2ForCausalLM, LlamaForCausalLM, MistralForCausalLM, pipeline
 
 FULL = {"mode": "full"}
 MAP = [3, 0, 0, 2]
@@ -157,9 +155,7 @@ def test_bfloat16(unified):
 
 
 def test_pipeline(tmp_path):
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", pad_token="w0").save_pretrained(tmp_path / "tokenizer")
+    write_word_tokenizer(tmp_path / "tokenizer")
     path = make(tmp_path, tokenizer=tmp_path / "tokenizer")
     generate = pipeline("text-generation", model=str(path), trust_remote_code=True)
     text = generate("w5 w6 w7", max_new_tokens=8, min_new_tokens=8, do_sample=False)[0]["generated_text"]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 MODELING = Path(__file__).parents[3] / "python" / "uniattn" / "modeling_uniattn.py"
 LLAMA3 = {
@@ -67,6 +68,13 @@ def edit_config(path, edit):
     config = json.loads(file.read_text())
     edit(config)
     file.write_text(json.dumps(config, indent=2))
+
+
+def write_word_tokenizer(path):
+    """Token i of write_base's vocabulary is the word w<i>."""
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", pad_token="w0").save_pretrained(path)
 
 
 def follower(leader, mode="share_probs", rank="none", head_map=None):

@@ -87,7 +87,7 @@ class Stories:
         tokenizer = material / "tokenizers" / "stories512" / "tok512.model"
         self.bin = material / "models" / "stories260K" / "stories260K.bin"
         self.path = convert(self.bin, tokenizer, folder / "model")
-        self.documents = sample(AutoModelForCausalLM.from_pretrained(self.path), count=48, length=256, seed=0)
+        self.documents = sample(AutoModelForCausalLM.from_pretrained(self.path), count=40, length=160, seed=0)
         self.ids = write_ids(folder / "stories.ids", self.documents)
 
 
