@@ -23,8 +23,8 @@ struct Compensation {
 struct LayerPlan {
   Mode mode = Mode::full;
   int64_t leader = -1;  // share_probs and share_kv only: the layer whose P (or K, V) is used
-  Compensation compensation;
-  std::vector<int64_t> head_map;  // share_probs only: leader head of each query head; empty is the identity
+  Compensation compensation{};
+  std::vector<int64_t> head_map{};  // share_probs only: leader head of each query head; empty is the identity
   bool operator==(const LayerPlan&) const = default;
 };
 
@@ -53,5 +53,8 @@ struct SharingPlan {
   void validate(const PlanLimits& limits) const;
   bool operator==(const SharingPlan&) const = default;
 };
+
+// Throws UsageError naming the first layer whose mode this version cannot run: only full and share_probs can be.
+void require_available_modes(const SharingPlan& plan);
 
 }  // namespace uniattn
