@@ -1,5 +1,5 @@
-// Linear + cross-entropy over chunks of supervised tokens: the logits of the whole batch never exist, and tokens without a
-// label cost nothing.
+// Linear + cross-entropy over chunks of supervised tokens: the logits of the whole batch never exist, and tokens
+// without a label cost nothing.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -32,8 +32,8 @@ Tensor capped_logits(const Tensor& h, const Tensor& weight, double softcap) {
   return logits;
 }
 
-std::tuple<Tensor, Tensor> linear_cross_entropy_forward(const Tensor& hidden, const Tensor& weight, const Tensor& labels,
-                                                        double softcap, int64_t chunk) {
+std::tuple<Tensor, Tensor> linear_cross_entropy_forward(const Tensor& hidden, const Tensor& weight,
+                                                        const Tensor& labels, double softcap, int64_t chunk) {
   check_linear_cross_entropy(hidden, weight, labels, chunk);
   Tensor loss = at::zeros({hidden.size(0)}, hidden.options().dtype(accumulation_type(hidden.scalar_type())));
   Tensor lse = at::zeros_like(loss);

@@ -1,0 +1,168 @@
+// The CPU kernels as one table of functions per instruction set; kernels() is the best one that this processor runs.
+//
+// The functions take plain pointers and parameter structs, work on one tile or a few rows, and never allocate: threads,
+// memory and checks are the caller's.
+#pragma once
+#include <cstdint>
+
+namespace uniattn::cpu {
+
+inline constexpr int64_t kTile = 64;             // tokens in a tile
+inline constexpr int64_t kHeadDimMultiple = 16;  // head_dim that the kernels take
+inline constexpr int64_t kMaxHeadDim = 256;
+
+enum class Type { kFloat32, kBFloat16 };
+
+// Up to kTile tokens of one sequence: a block of query rows, of keys, or both.
+struct Tile {
+  int64_t begin, count;
+  int64_t sequence_begin, sequence_end;  // tokens
+  int64_t columns;  // where the tile starts in a transposed copy, in tokens; each tile is padded there
+};
+
+// `count` rounded up to what a matrix product's columns need.
+inline int64_t padded(int64_t count) {
+  return (count + kHeadDimMultiple - 1) / kHeadDimMultiple * kHeadDimMultiple;
+}
+
+struct AttentionShape {
+  const Tile* tiles;
+  int64_t head_dim;
+  bool causal;
+  int64_t window;  // 0: off
+  float softcap;   // 0: off
+};
+
+// Float32 copies of one head, as the tile products read them:
+//   rows     [tokens, head_dim]
+//   columns  per tile [head_dim, padded(count)], tile t at columns + tiles[t].columns * head_dim
+// Queries are stored times the scale.
+
+// Part of a tensor [tokens, heads, head_dim] with contiguous head_dim: one head, copied to `rows` or `columns` times
+// `factor`.
+struct PackArgs {
+  const void* source;  // the head's first token
+  int64_t token_stride;
+  Type type;
+  int64_t head_dim;
+  float factor;
+};
+
+// A range [first, last) of tiles.
+struct TileRange {
+  int64_t first, last;
+};
+
+// Attention of one tile of query rows of one head over the tiles `keys`.
+struct ForwardArgs {
+  AttentionShape shape;
+  int64_t tile;
+  TileRange keys;
+  const float *q_rows, *k_columns, *v_rows;
+  float* lse;  // [tokens] of the head: written by the leader, read by a follower
+  void* out;   // the head's first token
+  int64_t out_stride;
+  Type type;
+  float* scratch;  // forward_scratch(head_dim) floats
+};
+inline int64_t forward_scratch(int64_t head_dim) {
+  return kTile * (kTile + head_dim);
+}
+
+// What one query head reads of P and adds to dV.
+struct ValueHead {
+  const float *q_rows, *k_columns, *lse, *grad_out_rows;
+};
+
+// dV of one tile of keys of one KV head of a layer: the sum over the layer's query heads of that group and over
+// `queries`.
+struct ValueBackwardArgs {
+  AttentionShape shape;
+  int64_t tile;
+  TileRange queries;
+  const ValueHead* heads;
+  int64_t head_count;
+  void* dv;  // the KV head's first token
+  int64_t dv_stride;
+  Type type;
+  float* scratch;  // value_backward_scratch(head_dim) floats
+};
+inline int64_t value_backward_scratch(int64_t head_dim) {
+  return kTile * (kTile + head_dim);
+}
+
+// dP of a leader's head is the sum of these products, grad_out v^T, one per query head of any layer that reads its
+// pattern.
+struct Reader {
+  const float *grad_out_rows, *v_columns;
+};
+
+struct LeaderHead {
+  const float *q_rows, *lse, *delta;  // delta [tokens], summed over the readers
+  const Reader* readers;              // the first is the leader itself
+  int64_t reader_count;
+  float* dq_rows;  // [tokens, head_dim], added to
+};
+
+// The part of a superblock's gradient that belongs to one tile of keys of one KV head.
+struct SuperblockBackwardArgs {
+  AttentionShape shape;
+  int64_t tile;
+  TileRange queries;
+  const float *k_rows, *k_columns;
+  const LeaderHead* heads;
+  int64_t head_count;
+  void *dk, *dv;  // the KV head's first token
+  int64_t stride;
+  Type type;
+  float* scratch;  // superblock_backward_scratch(head_dim) floats
+};
+inline int64_t superblock_backward_scratch(int64_t head_dim) {
+  return kTile * (3 * kTile + 2 * head_dim);
+}
+
+enum class Activation { kSilu, kGeluTanh };
+
+struct RmsNormArgs {
+  const void *x, *weight;  // x [rows, width] contiguous
+  int64_t width;
+  bool unit_offset;
+  Type type;
+  float* rstd;  // [rows]
+};
+
+struct RotaryArgs {
+  const void* x;  // [tokens, heads, head_dim] with contiguous head_dim
+  int64_t token_stride, head_stride, heads, head_dim;
+  const float *cos, *sin;  // [tokens, head_dim / 2] contiguous
+  Type type;
+  void* out;  // [tokens, heads, head_dim] contiguous
+};
+
+struct Kernels {
+  void (*pack_rows)(const PackArgs&, int64_t begin, int64_t end, float* rows);
+  void (*pack_columns)(const PackArgs&, const Tile&, float* columns);
+  // rows [count, head_dim] times `factor`, back to a head of [tokens, heads, head_dim].
+  void (*unpack_rows)(const float* rows, int64_t count, int64_t head_dim, float factor, Type type, void* out,
+                      int64_t stride);
+  void (*leader_forward)(const ForwardArgs&);
+  void (*follower_forward)(const ForwardArgs&);
+  void (*value_backward)(const ValueBackwardArgs&);
+  void (*superblock_backward)(const SuperblockBackwardArgs&);
+  // out [count]: sum over head_dim of a * b, both of stride `a_stride` and `b_stride`.
+  void (*row_dot)(const void* a, int64_t a_stride, const void* b, int64_t b_stride, Type type, int64_t count,
+                  int64_t head_dim, float* out);
+  // Rows [begin, end). The gradient of the weight, float32 [width], is added to `dweight`.
+  void (*rms_norm_forward)(const RmsNormArgs&, double eps, void* y, int64_t begin, int64_t end);
+  void (*rms_norm_backward)(const RmsNormArgs&, const void* grad, void* dx, float* dweight, int64_t begin, int64_t end);
+  // Tokens [begin, end).
+  void (*rotary)(const RotaryArgs&, int64_t begin, int64_t end);
+  // Elements [begin, end) of contiguous tensors.
+  void (*gated_activation)(const void* gate, const void* up, Activation, Type, void* out, int64_t begin, int64_t end);
+  void (*gated_activation_backward)(const void* grad, const void* gate, const void* up, Activation, Type, void* dgate,
+                                    void* dup, int64_t begin, int64_t end);
+};
+
+const Kernels& kernels();
+
+}  // namespace uniattn::cpu
