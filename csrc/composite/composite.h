@@ -37,4 +37,12 @@ Tensor gated_activation(const Tensor& gate, const Tensor& up, std::string_view a
 std::tuple<Tensor, Tensor> gated_activation_backward(const Tensor& grad, const Tensor& gate, const Tensor& up,
                                                      std::string_view activation);
 
+std::tuple<Tensor, Tensor> linear_cross_entropy_forward(const Tensor& hidden, const Tensor& weight,
+                                                        const Tensor& labels, double softcap, int64_t chunk);
+std::tuple<Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad, const Tensor& hidden, const Tensor& weight,
+                                                         const Tensor& labels, const Tensor& lse, double softcap,
+                                                         int64_t chunk);
+// Positions of the supervised tokens (label not -100), int64; their labels are checked against the vocabulary.
+Tensor supervised_tokens(const Tensor& labels, int64_t vocabulary);
+
 }  // namespace uniattn::composite

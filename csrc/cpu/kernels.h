@@ -139,6 +139,16 @@ struct RotaryArgs {
   void* out;  // [tokens, heads, head_dim] contiguous
 };
 
+// A block of logits of linear + cross-entropy, before the soft-cap: [rows, vocabulary] contiguous.
+struct LogitsArgs {
+  void* logits;
+  int64_t rows, vocabulary;
+  Type type;
+  float softcap;          // 0: off
+  const int64_t* labels;  // [rows]
+  float* lse;             // [rows]: written forward, read backward
+};
+
 struct Kernels {
   void (*pack_rows)(const PackArgs&, int64_t begin, int64_t end, float* rows);
   void (*pack_columns)(const PackArgs&, const Tile&, float* columns);
@@ -161,6 +171,10 @@ struct Kernels {
   void (*gated_activation)(const void* gate, const void* up, Activation, Type, void* out, int64_t begin, int64_t end);
   void (*gated_activation_backward)(const void* grad, const void* gate, const void* up, Activation, Type, void* dgate,
                                     void* dup, int64_t begin, int64_t end);
+  // loss [rows] = lse - the label's logit.
+  void (*cross_entropy_forward)(const LogitsArgs&, float* loss);
+  // Overwrites the logits with the gradient of sum(grad * loss), grad [rows].
+  void (*cross_entropy_backward)(const LogitsArgs&, const float* grad);
 };
 
 const Kernels& kernels();

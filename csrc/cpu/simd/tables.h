@@ -8,6 +8,7 @@ struct Kernels;
 namespace UNIATTN_ISA {
 void fill_attention(Kernels& table);
 void fill_layers(Kernels& table);
+void fill_cross_entropy(Kernels& table);
 }  // namespace UNIATTN_ISA
 
 }  // namespace uniattn::cpu
