@@ -1,6 +1,7 @@
 // CPU kernels of the superblock's forward pass and of a follower's dV, for float32 and bfloat16; what they do not take
 // goes to the composite.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include "checks.h"
@@ -21,8 +22,8 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
                const OptionalTensor& head_map, const AttentionOptions& options, void (*kernel)(const ForwardArgs&)) {
   const Tiling tiling(check_sequences(cu_seqlens, q.size(0)));
   const Heads heads(q, k, head_map);
-  const Packed q_rows = Packed::rows(q, resolved_scale(options, q.size(2)));
-  const Packed k_columns = Packed::columns(k, tiling), v_rows = Packed::rows(v);
+  const Packed q_rows(q, tiling, Packing::kRows), k_columns(k, tiling, Packing::kColumns);
+  const Packed v_paired(v, tiling, Packing::kPaired);
   const AttentionShape shape = attention_shape(tiling, q, options);
   Tensor out = at::empty(q.sizes(), q.options());
   const int64_t tiles = static_cast<int64_t>(tiling.tiles.size());
@@ -30,8 +31,8 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
     // Late tiles see most keys: they come first, so that no thread is left with one at the end.
     const int64_t tile = tiles - 1 - item / heads.count, head = item % heads.count, leader = heads.leader(head);
     kernel({shape, tile, tiling.keys_of(tile, options), q_rows.head(leader), k_columns.head(heads.group_of(leader)),
-            v_rows.head(heads.group_of(head)), lse.data_ptr<float>() + leader * lse.stride(0), head_data(out, head),
-            out.stride(0), type_of(out), scratch});
+            v_paired.head(heads.group_of(head)), lse.data_ptr<float>() + leader * lse.stride(0), head_data(out, head),
+            out.stride(0), scratch});
   });
   return out;
 }
@@ -72,14 +73,14 @@ Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse
   check_head_map(head_map, q);
   const Tiling tiling(check_sequences(cu_seqlens, q.size(0)));
   const Heads heads(q, k, head_map);
-  const Packed q_rows = Packed::rows(q, resolved_scale(options, q.size(2))), grad_rows = Packed::rows(grad_out);
-  const Packed k_columns = Packed::columns(k, tiling);
+  const Packed q_rows(q, tiling, Packing::kRows), k_columns(k, tiling, Packing::kColumns);
+  const Packed grad_paired(grad_out, tiling, Packing::kPaired);
   const Tensor row_lse = lse.contiguous();
   std::vector<ValueHead> value_heads;
   for (int64_t head = 0; head < heads.count; ++head) {
     const int64_t leader = heads.leader(head);
     value_heads.push_back({q_rows.head(leader), k_columns.head(heads.group_of(leader)),
-                           row_lse.const_data_ptr<float>() + leader * row_lse.stride(0), grad_rows.head(head)});
+                           row_lse.const_data_ptr<float>() + leader * row_lse.stride(0), grad_paired.head(head)});
   }
   Tensor dv = at::empty(k.sizes(), k.options());
   const AttentionShape shape = attention_shape(tiling, q, options);
@@ -88,7 +89,7 @@ Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse
       [&](int64_t item, float* scratch) {
         const int64_t tile = item / heads.groups, group = item % heads.groups;
         kernels().value_backward({shape, tile, tiling.queries_of(tile, options), &value_heads[group * heads.per_group],
-                                  heads.per_group, head_data(dv, group), dv.stride(0), type_of(dv), scratch});
+                                  heads.per_group, head_data(dv, group), dv.stride(0), scratch});
       });
   return dv;
 }
@@ -96,12 +97,12 @@ Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse
 Tensor attention_delta(const Tensor& grad_out, const Tensor& out) {
   if (!takes(out)) return composite::attention_delta(grad_out, out);
   check_like(grad_out, "grad_out", out, "out");
-  const Tensor a = grad_out.stride(2) == 1 ? grad_out : grad_out.contiguous();
-  const Tensor b = out.stride(2) == 1 ? out : out.contiguous();
-  Tensor delta = at::empty({out.size(1), out.size(0)}, out.options().dtype(at::kFloat));
-  for_each_item(out.size(1), 0, [&](int64_t head, float*) {
-    kernels().row_dot(head_data(a, head), a.stride(0), head_data(b, head), b.stride(0), type_of(a), out.size(0),
-                      out.size(2), delta.data_ptr<float>() + head * delta.stride(0));
+  const Tensor a = grad_out.contiguous(), b = out.contiguous();
+  const int64_t tokens = out.size(0), heads = out.size(1);
+  Tensor delta = at::empty({heads, tokens}, out.options().dtype(at::kFloat));
+  at::parallel_for(0, tokens, 64, [&](int64_t begin, int64_t end) {
+    kernels().row_dot(a.const_data_ptr(), b.const_data_ptr(), type_of(a), tokens, heads, out.size(2), begin, end,
+                      delta.data_ptr<float>());
   });
   return delta;
 }

@@ -36,12 +36,14 @@ inline bool takes(const at::Tensor& q) {
 }
 
 inline AttentionShape attention_shape(const Tiling& tiling, const at::Tensor& q, const AttentionOptions& options) {
-  return {tiling.tiles.data(), q.size(2), options.causal, options.window, static_cast<float>(options.softcap)};
-}
-
-// The first token of one head of x [tokens, heads, head_dim].
-inline void* head_data(const at::Tensor& x, int64_t head) {
-  return static_cast<char*>(x.data_ptr()) + head * x.stride(1) * x.element_size();
+  return {tiling.tiles.data(),
+          q.size(2),
+          options.causal,
+          options.window,
+          static_cast<float>(options.softcap),
+          static_cast<float>(resolved_scale(options, q.size(2))),
+          type_of(q),
+          Packed::type(q)};
 }
 
 }  // namespace uniattn::cpu

@@ -4,47 +4,39 @@
 
 #include <string>
 
-namespace uniattn::cpu {
+// One table per instruction set that cmake/CpuKernels.cmake builds.
+#define UNIATTN_DECLARE_KERNELS(isa)       \
+  namespace uniattn::cpu::isa {            \
+  void fill_attention(Kernels& table);     \
+  void fill_layers(Kernels& table);        \
+  void fill_cross_entropy(Kernels& table); \
+  static Kernels table() {                 \
+    Kernels result{};                      \
+    fill_attention(result);                \
+    fill_layers(result);                   \
+    fill_cross_entropy(result);            \
+    return result;                         \
+  }                                        \
+  }
 
-namespace plain {
-void fill_attention(Kernels& table);
-void fill_layers(Kernels& table);
-void fill_cross_entropy(Kernels& table);
-}  // namespace plain
+UNIATTN_DECLARE_KERNELS(plain)
 #if defined(__x86_64__)
-namespace avx2 {
-void fill_attention(Kernels& table);
-void fill_layers(Kernels& table);
-void fill_cross_entropy(Kernels& table);
-}  // namespace avx2
-namespace avx512 {
-void fill_attention(Kernels& table);
-void fill_layers(Kernels& table);
-void fill_cross_entropy(Kernels& table);
-}  // namespace avx512
+UNIATTN_DECLARE_KERNELS(avx2)
+UNIATTN_DECLARE_KERNELS(avx512)
+UNIATTN_DECLARE_KERNELS(avx512_bf16)
 #endif
 
+namespace uniattn::cpu {
 namespace {
 
 // The instruction set that PyTorch's own kernels run on, which ATEN_CPU_CAPABILITY can lower.
 Kernels choose() {
-  const std::string capability = at::get_cpu_capability();
-  Kernels table{};
-  plain::fill_attention(table);
-  plain::fill_layers(table);
-  plain::fill_cross_entropy(table);
 #if defined(__x86_64__)
-  if (capability == "AVX2") {
-    avx2::fill_attention(table);
-    avx2::fill_layers(table);
-    avx2::fill_cross_entropy(table);
-  } else if (capability == "AVX512") {
-    avx512::fill_attention(table);
-    avx512::fill_layers(table);
-    avx512::fill_cross_entropy(table);
-  }
+  const std::string capability = at::get_cpu_capability();
+  if (capability == "AVX512") return __builtin_cpu_supports("avx512bf16") ? avx512_bf16::table() : avx512::table();
+  if (capability == "AVX2") return avx2::table();
 #endif
-  return table;
+  return plain::table();
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ enum class Type { kFloat32, kBFloat16 };
 struct Tile {
   int64_t begin, count;
   int64_t sequence_begin, sequence_end;  // tokens
-  int64_t columns;  // where the tile starts in a transposed copy, in tokens; each tile is padded there
+  int64_t offset;  // where the tile starts in a packed copy, in tokens; each is padded(count) there
 };
 
 // `count` rounded up to what a matrix product's columns need.
@@ -25,27 +25,32 @@ inline int64_t padded(int64_t count) {
   return (count + kHeadDimMultiple - 1) / kHeadDimMultiple * kHeadDimMultiple;
 }
 
+// Packed copies of one head hold tile t at tiles[t].offset * head_dim, in one of three layouts. Their elements are
+// float32, or bfloat16 (kPair = 2, for float32 it is 1) where the processor multiplies them.
+enum class Packing {
+  kRows,     // [count][head_dim]
+  kPaired,   // [count / kPair][head_dim][kPair], a last odd token is completed by zeros
+  kColumns,  // [head_dim / kPair][padded(count)][kPair], zeros behind the last token
+};
+
+struct PackArgs {
+  const void* source;  // one head of a tensor [tokens, heads, head_dim] with contiguous head_dim
+  int64_t token_stride;
+  int64_t head_dim;
+  Type type;    // of the source
+  Type packed;  // of the copy
+  Packing packing;
+};
+
 struct AttentionShape {
   const Tile* tiles;
   int64_t head_dim;
   bool causal;
   int64_t window;  // 0: off
   float softcap;   // 0: off
-};
-
-// Float32 copies of one head, as the tile products read them:
-//   rows     [tokens, head_dim]
-//   columns  per tile [head_dim, padded(count)], tile t at columns + tiles[t].columns * head_dim
-// Queries are stored times the scale.
-
-// Part of a tensor [tokens, heads, head_dim] with contiguous head_dim: one head, copied to `rows` or `columns` times
-// `factor`.
-struct PackArgs {
-  const void* source;  // the head's first token
-  int64_t token_stride;
-  Type type;
-  int64_t head_dim;
-  float factor;
+  float scale;
+  Type type;    // of outputs
+  Type packed;  // of packed copies
 };
 
 // A range [first, last) of tiles.
@@ -58,11 +63,10 @@ struct ForwardArgs {
   AttentionShape shape;
   int64_t tile;
   TileRange keys;
-  const float *q_rows, *k_columns, *v_rows;
+  const void *q_rows, *k_columns, *v_paired;
   float* lse;  // [tokens] of the head: written by the leader, read by a follower
   void* out;   // the head's first token
   int64_t out_stride;
-  Type type;
   float* scratch;  // forward_scratch(head_dim) floats
 };
 inline int64_t forward_scratch(int64_t head_dim) {
@@ -71,7 +75,9 @@ inline int64_t forward_scratch(int64_t head_dim) {
 
 // What one query head reads of P and adds to dV.
 struct ValueHead {
-  const float *q_rows, *k_columns, *lse, *grad_out_rows;
+  const void *q_rows, *k_columns;
+  const float* lse;
+  const void* grad_out_paired;
 };
 
 // dV of one tile of keys of one KV head of a layer: the sum over the layer's query heads of that group and over
@@ -84,7 +90,6 @@ struct ValueBackwardArgs {
   int64_t head_count;
   void* dv;  // the KV head's first token
   int64_t dv_stride;
-  Type type;
   float* scratch;  // value_backward_scratch(head_dim) floats
 };
 inline int64_t value_backward_scratch(int64_t head_dim) {
@@ -94,14 +99,15 @@ inline int64_t value_backward_scratch(int64_t head_dim) {
 // dP of a leader's head is the sum of these products, grad_out v^T, one per query head of any layer that reads its
 // pattern.
 struct Reader {
-  const float *grad_out_rows, *v_columns;
+  const void *grad_out_rows, *v_columns;
 };
 
 struct LeaderHead {
-  const float *q_rows, *lse, *delta;  // delta [tokens], summed over the readers
-  const Reader* readers;              // the first is the leader itself
+  const void *q_rows, *q_paired, *grad_out_paired;
+  const float *lse, *delta;  // delta [tokens], summed over the readers
+  const Reader* readers;
   int64_t reader_count;
-  float* dq_rows;  // [tokens, head_dim], added to
+  float* dq;  // float32, packed by rows, without the scale: added to
 };
 
 // The part of a superblock's gradient that belongs to one tile of keys of one KV head.
@@ -109,16 +115,15 @@ struct SuperblockBackwardArgs {
   AttentionShape shape;
   int64_t tile;
   TileRange queries;
-  const float *k_rows, *k_columns;
+  const void *k_paired, *k_columns;
   const LeaderHead* heads;
   int64_t head_count;
   void *dk, *dv;  // the KV head's first token
   int64_t stride;
-  Type type;
   float* scratch;  // superblock_backward_scratch(head_dim) floats
 };
 inline int64_t superblock_backward_scratch(int64_t head_dim) {
-  return kTile * (3 * kTile + 2 * head_dim);
+  return kTile * (4 * kTile + 2 * head_dim);
 }
 
 enum class Activation { kSilu, kGeluTanh };
@@ -150,18 +155,21 @@ struct LogitsArgs {
 };
 
 struct Kernels {
-  void (*pack_rows)(const PackArgs&, int64_t begin, int64_t end, float* rows);
-  void (*pack_columns)(const PackArgs&, const Tile&, float* columns);
-  // rows [count, head_dim] times `factor`, back to a head of [tokens, heads, head_dim].
-  void (*unpack_rows)(const float* rows, int64_t count, int64_t head_dim, float factor, Type type, void* out,
-                      int64_t stride);
+  bool multiplies_bfloat16;  // whether packed copies may be bfloat16
+  // Copies one tile of a head; `packed` is the head's copy.
+  void (*pack)(const PackArgs&, const Tile&, void* packed);
+  // The tile's rows of a float32 copy times `factor`, back to a head of [tokens, heads, head_dim] whose first token is
+  // `out`.
+  void (*unpack)(const float* packed, const Tile&, int64_t head_dim, float factor, Type type, void* out,
+                 int64_t stride);
   void (*leader_forward)(const ForwardArgs&);
   void (*follower_forward)(const ForwardArgs&);
   void (*value_backward)(const ValueBackwardArgs&);
   void (*superblock_backward)(const SuperblockBackwardArgs&);
-  // out [count]: sum over head_dim of a * b, both of stride `a_stride` and `b_stride`.
-  void (*row_dot)(const void* a, int64_t a_stride, const void* b, int64_t b_stride, Type type, int64_t count,
-                  int64_t head_dim, float* out);
+  // out [heads, tokens]: sum over head_dim of a * b for tokens [begin, end); a and b [tokens, heads, head_dim]
+  // contiguous.
+  void (*row_dot)(const void* a, const void* b, Type type, int64_t tokens, int64_t heads, int64_t head_dim,
+                  int64_t begin, int64_t end, float* out);
   // Rows [begin, end). The gradient of the weight, float32 [width], is added to `dweight`.
   void (*rms_norm_forward)(const RmsNormArgs&, double eps, void* y, int64_t begin, int64_t end);
   void (*rms_norm_backward)(const RmsNormArgs&, const void* grad, void* dx, float* dweight, int64_t begin, int64_t end);

@@ -22,8 +22,7 @@ using OptionalTensor = std::optional<Tensor>;
 // depend on the number of threads.
 constexpr int64_t kItems = 16, kMaxSplits = 4;
 
-// The layers' dO and V, packed, and for every leader head the query heads that read its pattern, the leader's own
-// first.
+// The layers' dO and V, packed, and for every leader head the query heads that read its pattern.
 class Readers {
  public:
   Readers(const Tensor& q, const Tensor& k, const Tiling& tiling, at::TensorList grad_out, at::TensorList v,
@@ -31,14 +30,17 @@ class Readers {
       : readers_(q.size(1)) {
     for (size_t layer = 0; layer < grad_out.size(); ++layer) {
       const Heads heads(q, k, head_map.get(layer));
-      grads_.push_back(Packed::rows(grad_out[layer]));
-      values_.push_back(Packed::columns(v[layer], tiling));
+      // Packed data does not move when these vectors grow.
+      grads_.emplace_back(grad_out[layer], tiling, Packing::kRows);
+      values_.emplace_back(v[layer], tiling, Packing::kColumns);
       for (int64_t head = 0; head < heads.count; ++head) {
         readers_[heads.leader(head)].push_back({grads_.back().head(head), values_.back().head(heads.group_of(head))});
       }
     }
   }
   const std::vector<Reader>& of(int64_t head) const { return readers_[head]; }
+  // The leader's own dO.
+  const Packed& leader_grad() const { return grads_.front(); }
 
  private:
   std::vector<Packed> grads_, values_;
@@ -55,13 +57,15 @@ Tensor leader_delta(at::TensorList delta, const c10::List<OptionalTensor>& head_
   return total;
 }
 
-// rows [heads, tokens, head_dim] times factor -> [tokens, heads, head_dim] like q.
-Tensor unpack(const Tensor& rows, double factor, const Tensor& q) {
+// A float32 packed copy times factor -> a tensor like q.
+Tensor unpack(const Tensor& packed, const Tiling& tiling, double factor, const Tensor& q) {
   Tensor out = at::empty(q.sizes(), q.options());
-  at::parallel_for(0, q.size(1), 1, [&](int64_t first, int64_t last) {
-    for (int64_t head = first; head < last; ++head) {
-      kernels().unpack_rows(rows.const_data_ptr<float>() + head * rows.stride(0), q.size(0), q.size(2),
-                            static_cast<float>(factor), type_of(q), head_data(out, head), out.stride(0));
+  at::parallel_for(0, static_cast<int64_t>(tiling.tiles.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t tile = first; tile < last; ++tile) {
+      for (int64_t head = 0; head < q.size(1); ++head) {
+        kernels().unpack(packed.const_data_ptr<float>() + head * packed.stride(0), tiling.tiles[tile], q.size(2),
+                         static_cast<float>(factor), type_of(q), head_data(out, head), out.stride(0));
+      }
     }
   });
   return out;
@@ -81,8 +85,9 @@ std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Te
   const Tiling tiling(check_sequences(cu_seqlens, q.size(0)));
   const Heads heads(q, k, std::nullopt);
   const Readers readers(q, k, tiling, grad_out, v, head_map);
-  const double factor = resolved_scale(options, q.size(2));
-  const Packed q_rows = Packed::rows(q, factor), k_rows = Packed::rows(k), k_columns = Packed::columns(k, tiling);
+  const Packed q_rows(q, tiling, Packing::kRows), q_paired = Packed::paired(q_rows, q, tiling);
+  const Packed grad_paired = Packed::paired(readers.leader_grad(), grad_out[0], tiling);
+  const Packed k_paired(k, tiling, Packing::kPaired), k_columns(k, tiling, Packing::kColumns);
   const Tensor row_lse = lse.contiguous(), total_delta = leader_delta(delta, head_map);
   const std::vector<TileRange> sequences = tiling.sequences();
 
@@ -90,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Te
   // few items, the tiles are dealt out to `splits` of them, each with a dQ of its own.
   const int64_t units = std::max<int64_t>(1, heads.groups * static_cast<int64_t>(sequences.size()));
   const int64_t splits = std::clamp<int64_t>(kItems / units, 1, kMaxSplits);
-  Tensor dq = at::zeros({splits, heads.count, q.size(0), q.size(2)}, q.options().dtype(at::kFloat));
+  Tensor dq = at::zeros({splits, heads.count, tiling.size, q.size(2)}, q.options().dtype(at::kFloat));
   Tensor dk = at::empty(k.sizes(), k.options()), dv = at::empty(k.sizes(), k.options());
   const AttentionShape shape = attention_shape(tiling, q, options);
   const auto work = [&](int64_t item, float* scratch) {
@@ -99,20 +104,20 @@ std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Te
     std::vector<LeaderHead> leader_heads;
     for (int64_t head = group * heads.per_group; head < (group + 1) * heads.per_group; ++head) {
       const int64_t row = head * row_lse.stride(0);
-      leader_heads.push_back({q_rows.head(head), row_lse.const_data_ptr<float>() + row,
-                              total_delta.const_data_ptr<float>() + row, readers.of(head).data(),
-                              static_cast<int64_t>(readers.of(head).size()),
+      leader_heads.push_back({q_rows.head(head), q_paired.head(head), grad_paired.head(head),
+                              row_lse.const_data_ptr<float>() + row, total_delta.const_data_ptr<float>() + row,
+                              readers.of(head).data(), static_cast<int64_t>(readers.of(head).size()),
                               dq.data_ptr<float>() + split * dq.stride(0) + head * dq.stride(1)});
     }
     for (int64_t tile = sequence.first + split; tile < sequence.last; tile += splits) {
-      kernels().superblock_backward({shape, tile, tiling.queries_of(tile, options), k_rows.head(group),
+      kernels().superblock_backward({shape, tile, tiling.queries_of(tile, options), k_paired.head(group),
                                      k_columns.head(group), leader_heads.data(), heads.per_group, head_data(dk, group),
-                                     head_data(dv, group), dk.stride(0), type_of(k), scratch});
+                                     head_data(dv, group), dk.stride(0), scratch});
     }
   };
   for_each_item(heads.groups * splits * static_cast<int64_t>(sequences.size()),
                 superblock_backward_scratch(shape.head_dim), work);
-  return {unpack(splits == 1 ? dq[0] : dq.sum(0), factor, q), dk, dv};
+  return {unpack(splits == 1 ? dq[0] : dq.sum(0), tiling, shape.scale, q), dk, dv};
 }
 
 }  // namespace

@@ -20,23 +20,14 @@ TileRange range_in_sequence(const Tile& tile, int64_t index, int64_t begin, int6
   return {first + (begin - tile.sequence_begin) / kTile, first + (end - tile.sequence_begin + kTile - 1) / kTile};
 }
 
-PackArgs pack_args(const Tensor& x, int64_t head, double factor) {
-  const char* source = static_cast<const char*>(x.const_data_ptr()) + head * x.stride(1) * x.element_size();
-  return {source, x.stride(0), type_of(x), x.size(2), static_cast<float>(factor)};
-}
-
-Tensor unit_stride(const Tensor& x) {
-  return x.stride(2) == 1 ? x : x.contiguous();
-}
-
 }  // namespace
 
 Tiling::Tiling(const std::vector<int64_t>& bounds) {
   for (size_t s = 0; s + 1 < bounds.size(); ++s) {
     for (int64_t begin = bounds[s]; begin < bounds[s + 1]; begin += kTile) {
       const int64_t count = std::min(kTile, bounds[s + 1] - begin);
-      tiles.push_back({begin, count, bounds[s], bounds[s + 1], columns});
-      columns += padded(count);
+      tiles.push_back({begin, count, bounds[s], bounds[s + 1], size});
+      size += padded(count);
     }
   }
 }
@@ -64,33 +55,33 @@ std::vector<TileRange> Tiling::sequences() const {
   return ranges;
 }
 
-Packed Packed::rows(const Tensor& x, double factor) {
-  constexpr int64_t kTokensPerItem = 256;
-  const Tensor source = unit_stride(x);
-  const int64_t tokens = x.size(0), heads = x.size(1), parts = (tokens + kTokensPerItem - 1) / kTokensPerItem;
-  Tensor data = at::empty({heads, tokens, x.size(2)}, x.options().dtype(at::kFloat));
-  at::parallel_for(0, heads * parts, 1, [&](int64_t first, int64_t last) {
-    for (int64_t item = first; item < last; ++item) {
-      const int64_t head = item / parts, begin = item % parts * kTokensPerItem;
-      kernels().pack_rows(pack_args(source, head, factor), begin, std::min(begin + kTokensPerItem, tokens),
-                          data.data_ptr<float>() + head * data.stride(0));
-    }
-  });
-  return Packed(data);
+Type Packed::type(const Tensor& x) {
+  // A row of words, pairs of bfloat16, must fill whole vectors.
+  return type_of(x) == Type::kBFloat16 && kernels().multiplies_bfloat16 && x.size(2) % 32 == 0 ? Type::kBFloat16
+                                                                                               : Type::kFloat32;
 }
 
-Packed Packed::columns(const Tensor& x, const Tiling& tiling) {
-  const Tensor source = unit_stride(x);
-  const int64_t tiles = static_cast<int64_t>(tiling.tiles.size());
-  Tensor data = at::empty({x.size(1), tiling.columns, x.size(2)}, x.options().dtype(at::kFloat));
-  at::parallel_for(0, x.size(1) * tiles, 1, [&](int64_t first, int64_t last) {
-    for (int64_t item = first; item < last; ++item) {
-      const int64_t head = item / tiles;
-      kernels().pack_columns(pack_args(source, head, 1), tiling.tiles[item % tiles],
-                             data.data_ptr<float>() + head * data.stride(0));
+Packed::Packed(const Tensor& x, const Tiling& tiling, Packing packing) {
+  const Tensor source = x.stride(2) == 1 ? x : x.contiguous();
+  const auto dtype = type(x) == Type::kFloat32 ? at::kFloat : at::kBFloat16;
+  data_ = at::empty({x.size(1), tiling.size, x.size(2)}, x.options().dtype(dtype));
+  // Tokens outside, heads inside: the source is read in its order.
+  at::parallel_for(0, static_cast<int64_t>(tiling.tiles.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t tile = first; tile < last; ++tile) {
+      for (int64_t h = 0; h < x.size(1); ++h) {
+        const PackArgs args{head_data(source, h), source.stride(0), x.size(2), type_of(x), type(x), packing};
+        kernels().pack(args, tiling.tiles[tile], head_data(data_.transpose(0, 1), h));
+      }
     }
   });
-  return Packed(data);
+}
+
+const void* Packed::head(int64_t h) const {
+  return static_cast<const char*>(data_.const_data_ptr()) + h * data_.stride(0) * data_.element_size();
+}
+
+Packed Packed::paired(const Packed& rows, const Tensor& x, const Tiling& tiling) {
+  return type(x) == Type::kFloat32 ? rows : Packed(x, tiling, Packing::kPaired);
 }
 
 void for_each_item(int64_t items, int64_t floats, const std::function<void(int64_t, float*)>& work) {

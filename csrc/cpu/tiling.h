@@ -1,4 +1,4 @@
-// Packed sequences as tiles, and float32 copies of tensors in the two layouts that tile products read.
+// Packed sequences as tiles, and copies of tensors in the layouts that tile products read.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -12,7 +12,7 @@ namespace uniattn::cpu {
 
 struct Tiling {
   std::vector<Tile> tiles;
-  int64_t columns = 0;  // sum of the tiles' padded sizes
+  int64_t size = 0;  // tokens in a packed copy: the sum of the tiles' padded sizes
 
   // `bounds` as returned by check_sequences.
   explicit Tiling(const std::vector<int64_t>& bounds);
@@ -24,16 +24,19 @@ struct Tiling {
   std::vector<TileRange> sequences() const;
 };
 
-// A float32 copy of x [tokens, heads, head_dim]: head h starts at head(h).
+// A packed copy of x [tokens, heads, head_dim]; head h starts at head(h). Float32 copies by rows and paired are the
+// same.
 class Packed {
  public:
-  static Packed rows(const at::Tensor& x, double factor = 1);        // see AttentionShape: rows
-  static Packed columns(const at::Tensor& x, const Tiling& tiling);  // and columns
-  const float* head(int64_t h) const { return data_.const_data_ptr<float>() + h * data_.stride(0); }
+  Packed(const at::Tensor& x, const Tiling& tiling, Packing packing);
+  const void* head(int64_t h) const;
+  // `rows`, a copy of x by rows, as a paired one.
+  static Packed paired(const Packed& rows, const at::Tensor& x, const Tiling& tiling);
+  // The type of such copies.
+  static Type type(const at::Tensor& x);
 
  private:
-  explicit Packed(at::Tensor data) : data_(std::move(data)) {}
-  at::Tensor data_;  // [heads, tokens or padded tokens, head_dim]
+  at::Tensor data_;  // [heads, tiling.size, head_dim]
 };
 
 // Runs work(item, scratch) for every item in [0, items), in any order, on all threads; scratch has `floats` floats.

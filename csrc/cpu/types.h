@@ -14,4 +14,9 @@ inline Type type_of(const at::Tensor& x) {
   return x.scalar_type() == at::kFloat ? Type::kFloat32 : Type::kBFloat16;
 }
 
+// The first token of one head of x [tokens, heads, head_dim].
+inline void* head_data(const at::Tensor& x, int64_t head) {
+  return static_cast<char*>(x.data_ptr()) + head * x.stride(1) * x.element_size();
+}
+
 }  // namespace uniattn::cpu

@@ -1,6 +1,8 @@
-// Tiles of the superblock's attention, forward and backward, in float32.
+// Tiles of the superblock's attention, forward and backward. Products take elements E, float or pairs of bfloat16;
+// softmax, sums and gradients of scores are float32 in both cases.
 #include "cpu/kernels.h"
 #include "cpu/simd/gemm.h"
+#include "cpu/simd/pack.h"
 #include "cpu/simd/tables.h"
 
 namespace uniattn::cpu::UNIATTN_ISA {
@@ -10,62 +12,10 @@ static_assert(kColumns == kHeadDimMultiple);
 
 constexpr float kInfinity = __builtin_inff();
 
-template <class T>
-void pack_rows_of(const PackArgs& args, int64_t begin, int64_t end, float* rows) {
-  const T* source = static_cast<const T*>(args.source);
-  const Vec factor = broadcast(args.factor);
-  for (int64_t t = begin; t < end; ++t) {
-    for (int64_t c = 0; c < args.head_dim; c += kLanes) {
-      store(rows + t * args.head_dim + c, load(source + t * args.token_stride + c) * factor);
-    }
-  }
-}
-
-void pack_rows(const PackArgs& args, int64_t begin, int64_t end, float* rows) {
-  args.type == Type::kFloat32 ? pack_rows_of<float>(args, begin, end, rows)
-                              : pack_rows_of<BFloat16>(args, begin, end, rows);
-}
-
-template <class T>
-void pack_columns_of(const PackArgs& args, const Tile& tile, float* columns) {
-  const T* source = static_cast<const T*>(args.source) + tile.begin * args.token_stride;
-  const int64_t width = padded(tile.count);
-  float* out = columns + tile.columns * args.head_dim;
-  for (int64_t t = 0; t < width; t += kLanes) {
-    for (int64_t c = 0; c < args.head_dim; c += kLanes) {
-      Vec square[kLanes] = {};
-      for (int64_t i = 0; i < kLanes && t + i < tile.count; ++i) {
-        square[i] = load(source + (t + i) * args.token_stride + c) * args.factor;
-      }
-      transpose(square);
-      for (int64_t i = 0; i < kLanes; ++i) store(out + (c + i) * width + t, square[i]);
-    }
-  }
-}
-
-void pack_columns(const PackArgs& args, const Tile& tile, float* columns) {
-  args.type == Type::kFloat32 ? pack_columns_of<float>(args, tile, columns)
-                              : pack_columns_of<BFloat16>(args, tile, columns);
-}
-
-template <class T>
-void unpack_rows_to(const float* rows, int64_t count, int64_t head_dim, float factor, T* out, int64_t stride) {
-  const Vec scale = broadcast(factor);
-  for (int64_t t = 0; t < count; ++t) {
-    for (int64_t c = 0; c < head_dim; c += kLanes) store(out + t * stride + c, load(rows + t * head_dim + c) * scale);
-  }
-}
-
-void unpack_rows(const float* rows, int64_t count, int64_t head_dim, float factor, Type type, void* out,
-                 int64_t stride) {
-  type == Type::kFloat32 ? unpack_rows_to(rows, count, head_dim, factor, static_cast<float*>(out), stride)
-                         : unpack_rows_to(rows, count, head_dim, factor, static_cast<BFloat16*>(out), stride);
-}
-
-// `rows` of the token range that starts at tile.begin, for the type of the output.
-void write_tile(const float* rows, const Tile& tile, int64_t head_dim, Type type, void* out, int64_t stride) {
-  const int64_t size = type == Type::kFloat32 ? 4 : 2;
-  unpack_rows(rows, tile.count, head_dim, 1, type, static_cast<char*>(out) + tile.begin * stride * size, stride);
+// A tile of a head's packed copy.
+template <class E>
+const E* tile_of(const void* packed, const Tile& tile, int64_t head_dim) {
+  return static_cast<const E*>(packed) + tile.offset * head_dim;
 }
 
 // The keys of a tile that one query sees: [begin, end) within the tile.
@@ -97,24 +47,29 @@ void hide(const AttentionShape& shape, const Tile& queries, const Tile& keys, fl
   }
 }
 
-// Scores of a tile, soft-capped, before the mask.
-void score_tile(const AttentionShape& shape, const Tile& queries, const Tile& keys, const float* q_rows,
-                const float* k_columns, float* scores) {
+// Scores of a tile before the mask, soft-capped; without soft-cap they still lack the scale. Returns the factor they
+// lack.
+template <class E>
+float score_tile(const AttentionShape& shape, const Tile& queries, const Tile& keys, const void* q_rows,
+                 const void* k_columns, float* scores) {
   const int64_t d = shape.head_dim, width = padded(keys.count);
-  multiply<Layout::kRows>(q_rows + queries.begin * d, d, k_columns + keys.columns * d, width, scores, width,
-                          queries.count, width, d, false);
-  if (shape.softcap == 0) return;
-  const Vec cap = broadcast(shape.softcap), inverse = broadcast(1 / shape.softcap);
-  for (int64_t i = 0; i < queries.count * width; i += kLanes) store(scores + i, cap * tanh(load(scores + i) * inverse));
+  multiply<E, Layout::kRows>(tile_of<E>(q_rows, queries, d), d, tile_of<E>(k_columns, keys, d), width, scores, width,
+                             queries.count, width, d, false);
+  if (shape.softcap == 0) return shape.scale;
+  const Vec cap = broadcast(shape.softcap), factor = broadcast(shape.scale / shape.softcap);
+  for (int64_t i = 0; i < queries.count * width; i += kLanes) store(scores + i, cap * tanh(load(scores + i) * factor));
+  return 1;
 }
 
-// P = exp(scores - lse), 0 where hidden; `probs` may be `scores`.
-void probs_tile(const AttentionShape& shape, const Tile& queries, const Tile& keys, const float* lse,
+// P = exp(factor * scores - lse), 0 where hidden; `probs` may be `scores`.
+void probs_tile(const AttentionShape& shape, const Tile& queries, const Tile& keys, float factor, const float* lse,
                 const float* scores, float* probs) {
   const int64_t width = padded(keys.count);
   for (int64_t i = 0; i < queries.count; ++i) {
     const Vec row_lse = broadcast(lse[queries.begin + i]);
-    for (int64_t j = i * width; j < (i + 1) * width; j += kLanes) store(probs + j, exp(load(scores + j) - row_lse));
+    for (int64_t j = i * width; j < (i + 1) * width; j += kLanes) {
+      store(probs + j, exp(load(scores + j) * factor - row_lse));
+    }
   }
   hide(shape, queries, keys, 0, probs);
 }
@@ -157,7 +112,16 @@ void softmax_tile(int64_t rows, int64_t width, int64_t head_dim, float* scores, 
   }
 }
 
-void leader_forward(const ForwardArgs& args) {
+// out [queries.count, head_dim] += P V of one tile, which is overwritten.
+template <class E>
+void add_output(const Tile& queries, const Tile& keys, int64_t d, float* probs, const void* v_paired, float* out) {
+  const int64_t width = padded(keys.count);
+  const E* p = as_rows(probs, queries.count, width, reinterpret_cast<E*>(probs));
+  multiply<E, Layout::kRows>(p, width, tile_of<E>(v_paired, keys, d), d, out, d, queries.count, d, keys.count, true);
+}
+
+template <class E>
+void leader_forward_of(const ForwardArgs& args) {
   const AttentionShape& shape = args.shape;
   const Tile& queries = shape.tiles[args.tile];
   const int64_t d = shape.head_dim;
@@ -168,20 +132,22 @@ void leader_forward(const ForwardArgs& args) {
   for (int64_t t = args.keys.first; t < args.keys.last; ++t) {
     const Tile& keys = shape.tiles[t];
     const int64_t width = padded(keys.count);
-    score_tile(shape, queries, keys, args.q_rows, args.k_columns, scores);
+    const float factor = score_tile<E>(shape, queries, keys, args.q_rows, args.k_columns, scores);
+    for (int64_t i = 0; i < queries.count * width; i += kLanes) store(scores + i, load(scores + i) * factor);
     hide(shape, queries, keys, -kInfinity, scores);
     softmax_tile(queries.count, width, d, scores, out, state);
-    multiply<Layout::kRows>(scores, width, args.v_rows + keys.begin * d, d, out, d, queries.count, d, keys.count, true);
+    add_output<E>(queries, keys, d, scores, args.v_paired, out);
   }
   for (int64_t i = 0; i < queries.count; ++i) {
     const float inverse = 1 / state.total[i];
     for (int64_t c = 0; c < d; c += kLanes) store(out + i * d + c, load(out + i * d + c) * inverse);
     args.lse[queries.begin + i] = state.maximum[i] + __builtin_logf(state.total[i]);
   }
-  write_tile(out, queries, d, args.type, args.out, args.out_stride);
+  write_tile(out, queries, d, 1, shape.type, args.out, args.out_stride);
 }
 
-void follower_forward(const ForwardArgs& args) {
+template <class E>
+void follower_forward_of(const ForwardArgs& args) {
   const AttentionShape& shape = args.shape;
   const Tile& queries = shape.tiles[args.tile];
   const int64_t d = shape.head_dim;
@@ -189,117 +155,147 @@ void follower_forward(const ForwardArgs& args) {
   clear(out, queries.count * d);
   for (int64_t t = args.keys.first; t < args.keys.last; ++t) {
     const Tile& keys = shape.tiles[t];
-    score_tile(shape, queries, keys, args.q_rows, args.k_columns, probs);
-    probs_tile(shape, queries, keys, args.lse, probs, probs);
-    multiply<Layout::kRows>(probs, padded(keys.count), args.v_rows + keys.begin * d, d, out, d, queries.count, d,
-                            keys.count, true);
+    const float factor = score_tile<E>(shape, queries, keys, args.q_rows, args.k_columns, probs);
+    probs_tile(shape, queries, keys, factor, args.lse, probs, probs);
+    add_output<E>(queries, keys, d, probs, args.v_paired, out);
   }
-  write_tile(out, queries, d, args.type, args.out, args.out_stride);
+  write_tile(out, queries, d, 1, shape.type, args.out, args.out_stride);
 }
 
-// dV (+)= P^T dO of one tile.
-void add_value_gradient(const Tile& queries, const Tile& keys, int64_t d, const float* probs,
-                        const float* grad_out_rows, float* dv) {
-  multiply<Layout::kTransposed>(probs, padded(keys.count), grad_out_rows + queries.begin * d, d, dv, d, keys.count, d,
-                                queries.count, true);
+// gradient [keys.count, head_dim] += weights^T rows, for P^T dO and dS^T Q; both operands are paired over the queries.
+template <class E>
+void add_key_gradient(const Tile& queries, const Tile& keys, int64_t d, const E* weights, const void* rows,
+                      float* gradient) {
+  multiply<E, Layout::kPaired>(weights, padded(keys.count), tile_of<E>(rows, queries, d), d, gradient, d, keys.count, d,
+                               queries.count, true);
 }
 
-void value_backward(const ValueBackwardArgs& args) {
+template <class E>
+void value_backward_of(const ValueBackwardArgs& args) {
   const AttentionShape& shape = args.shape;
   const Tile& keys = shape.tiles[args.tile];
-  const int64_t d = shape.head_dim;
+  const int64_t d = shape.head_dim, width = padded(keys.count);
   float *probs = args.scratch, *dv = probs + kTile * kTile;
   clear(dv, keys.count * d);
   for (int64_t h = 0; h < args.head_count; ++h) {
     const ValueHead& head = args.heads[h];
     for (int64_t t = args.queries.first; t < args.queries.last; ++t) {
       const Tile& queries = shape.tiles[t];
-      score_tile(shape, queries, keys, head.q_rows, head.k_columns, probs);
-      probs_tile(shape, queries, keys, head.lse, probs, probs);
-      add_value_gradient(queries, keys, d, probs, head.grad_out_rows, dv);
+      const float factor = score_tile<E>(shape, queries, keys, head.q_rows, head.k_columns, probs);
+      probs_tile(shape, queries, keys, factor, head.lse, probs, probs);
+      const E* p = as_paired(probs, queries.count, width, reinterpret_cast<E*>(probs));
+      add_key_gradient<E>(queries, keys, d, p, head.grad_out_paired, dv);
     }
   }
-  write_tile(dv, keys, d, args.type, args.dv, args.dv_stride);
+  write_tile(dv, keys, d, 1, shape.type, args.dv, args.dv_stride);
 }
 
 // dP of a tile, summed over the readers of the pattern.
+template <class E>
 void grad_probs_tile(const Tile& queries, const Tile& keys, int64_t d, const LeaderHead& head, float* dp) {
   const int64_t width = padded(keys.count);
   for (int64_t r = 0; r < head.reader_count; ++r) {
     const Reader& reader = head.readers[r];
-    multiply<Layout::kRows>(reader.grad_out_rows + queries.begin * d, d, reader.v_columns + keys.columns * d, width, dp,
-                            width, queries.count, width, d, r > 0);
+    multiply<E, Layout::kRows>(tile_of<E>(reader.grad_out_rows, queries, d), d, tile_of<E>(reader.v_columns, keys, d),
+                               width, dp, width, queries.count, width, d, r > 0);
   }
 }
 
-// dS = P (dP - delta), times the derivative of the soft-cap, into dp.
+// dS = P (dP - delta), times the derivative of the soft-cap, in place of dP. `scores` are capped; the gradient lacks
+// the scale.
 void grad_scores_tile(const AttentionShape& shape, const Tile& queries, const Tile& keys, const float* delta,
                       const float* scores, const float* probs, float* dp) {
   const int64_t width = padded(keys.count);
-  const float inverse = shape.softcap == 0 ? 0 : 1 / shape.softcap;
   for (int64_t i = 0; i < queries.count; ++i) {
     const Vec row_delta = broadcast(delta[queries.begin + i]);
     for (int64_t j = i * width; j < (i + 1) * width; j += kLanes) {
-      const Vec capped = load(scores + j) * inverse;
-      store(dp + j,
-            load(probs + j) * (load(dp + j) - row_delta) * (1.f - capped * capped));  // capped is 0 without soft-cap
+      store(dp + j, load(probs + j) * (load(dp + j) - row_delta));
     }
+  }
+  if (shape.softcap == 0) return;
+  const Vec inverse = broadcast(1 / shape.softcap);
+  for (int64_t j = 0; j < queries.count * width; j += kLanes) {
+    const Vec ratio = load(scores + j) * inverse;
+    store(dp + j, load(dp + j) * (1.f - ratio * ratio));
   }
 }
 
-void superblock_backward(const SuperblockBackwardArgs& args) {
+template <class E>
+void superblock_backward_of(const SuperblockBackwardArgs& args) {
   const AttentionShape& shape = args.shape;
   const Tile& keys = shape.tiles[args.tile];
   const int64_t d = shape.head_dim, width = padded(keys.count);
   float *scores = args.scratch, *probs = scores + kTile * kTile, *ds = probs + kTile * kTile;
-  float *dk = ds + kTile * kTile, *dv = dk + kTile * d;
+  float *operand = ds + kTile * kTile, *dk = operand + kTile * kTile, *dv = dk + kTile * d;
   clear(dk, keys.count * d);
   clear(dv, keys.count * d);
   for (int64_t h = 0; h < args.head_count; ++h) {
     const LeaderHead& head = args.heads[h];
     for (int64_t t = args.queries.first; t < args.queries.last; ++t) {
       const Tile& queries = shape.tiles[t];
-      score_tile(shape, queries, keys, head.q_rows, args.k_columns, scores);
-      probs_tile(shape, queries, keys, head.lse, scores, probs);
-      add_value_gradient(queries, keys, d, probs, head.readers[0].grad_out_rows, dv);
-      grad_probs_tile(queries, keys, d, head, ds);
+      const float factor = score_tile<E>(shape, queries, keys, head.q_rows, args.k_columns, scores);
+      probs_tile(shape, queries, keys, factor, head.lse, scores, probs);
+      const E* p = as_paired(probs, queries.count, width, reinterpret_cast<E*>(operand));
+      add_key_gradient<E>(queries, keys, d, p, head.grad_out_paired, dv);
+      grad_probs_tile<E>(queries, keys, d, head, ds);
       grad_scores_tile(shape, queries, keys, head.delta, scores, probs, ds);
-      multiply<Layout::kTransposed>(ds, width, head.q_rows + queries.begin * d, d, dk, d, keys.count, d, queries.count,
-                                    true);
-      multiply<Layout::kRows>(ds, width, args.k_rows + keys.begin * d, d, head.dq_rows + queries.begin * d, d,
-                              queries.count, d, keys.count, true);
+      const E* ds_rows = as_rows(ds, queries.count, width, reinterpret_cast<E*>(operand));
+      multiply<E, Layout::kRows>(ds_rows, width, tile_of<E>(args.k_paired, keys, d), d, head.dq + queries.offset * d, d,
+                                 queries.count, d, keys.count, true);
+      const E* ds_paired = as_paired(ds, queries.count, width, reinterpret_cast<E*>(ds));
+      add_key_gradient<E>(queries, keys, d, ds_paired, head.q_paired, dk);
     }
   }
-  write_tile(dk, keys, d, args.type, args.dk, args.stride);
-  write_tile(dv, keys, d, args.type, args.dv, args.stride);
+  write_tile(dk, keys, d, shape.scale, shape.type, args.dk, args.stride);
+  write_tile(dv, keys, d, 1, shape.type, args.dv, args.stride);
 }
+
+// The instance of a kernel for the elements of the packed copies.
+#if defined(__AVX512BF16__)
+constexpr bool kMultipliesBFloat16 = true;
+#define UNIATTN_FOR_ELEMENTS(kernel, Args)                                                        \
+  void kernel(const Args& args) {                                                                 \
+    args.shape.packed == Type::kFloat32 ? kernel##_of<float>(args) : kernel##_of<BFloat16>(args); \
+  }
+#else
+constexpr bool kMultipliesBFloat16 = false;
+#define UNIATTN_FOR_ELEMENTS(kernel, Args) \
+  void kernel(const Args& args) {          \
+    kernel##_of<float>(args);              \
+  }
+#endif
+UNIATTN_FOR_ELEMENTS(leader_forward, ForwardArgs)
+UNIATTN_FOR_ELEMENTS(follower_forward, ForwardArgs)
+UNIATTN_FOR_ELEMENTS(value_backward, ValueBackwardArgs)
+UNIATTN_FOR_ELEMENTS(superblock_backward, SuperblockBackwardArgs)
 
 template <class T>
-void row_dot_of(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t count, int64_t head_dim,
+void row_dot_of(const T* a, const T* b, int64_t tokens, int64_t heads, int64_t head_dim, int64_t begin, int64_t end,
                 float* out) {
-  for (int64_t t = 0; t < count; ++t) {
-    Vec total = {};
-    for (int64_t c = 0; c < head_dim; c += kLanes) total += load(a + t * a_stride + c) * load(b + t * b_stride + c);
-    out[t] = sum(total);
+  for (int64_t t = begin; t < end; ++t) {
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t row = (t * heads + h) * head_dim;
+      Vec total = {};
+      for (int64_t c = row; c < row + head_dim; c += kLanes) total += load(a + c) * load(b + c);
+      out[h * tokens + t] = sum(total);
+    }
   }
 }
 
-void row_dot(const void* a, int64_t a_stride, const void* b, int64_t b_stride, Type type, int64_t count,
-             int64_t head_dim, float* out) {
-  if (type == Type::kFloat32) {
-    row_dot_of(static_cast<const float*>(a), a_stride, static_cast<const float*>(b), b_stride, count, head_dim, out);
-  } else {
-    row_dot_of(static_cast<const BFloat16*>(a), a_stride, static_cast<const BFloat16*>(b), b_stride, count, head_dim,
-               out);
-  }
+void row_dot(const void* a, const void* b, Type type, int64_t tokens, int64_t heads, int64_t head_dim, int64_t begin,
+             int64_t end, float* out) {
+  type == Type::kFloat32
+      ? row_dot_of(static_cast<const float*>(a), static_cast<const float*>(b), tokens, heads, head_dim, begin, end, out)
+      : row_dot_of(static_cast<const BFloat16*>(a), static_cast<const BFloat16*>(b), tokens, heads, head_dim, begin,
+                   end, out);
 }
 
 }  // namespace
 
 void fill_attention(Kernels& table) {
-  table.pack_rows = pack_rows;
-  table.pack_columns = pack_columns;
-  table.unpack_rows = unpack_rows;
+  table.multiplies_bfloat16 = kMultipliesBFloat16;
+  table.pack = pack;
+  table.unpack = unpack;
   table.leader_forward = leader_forward;
   table.follower_forward = follower_forward;
   table.value_backward = value_backward;

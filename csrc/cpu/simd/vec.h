@@ -7,6 +7,10 @@
 #pragma once
 #include <cstdint>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #ifndef UNIATTN_ISA
 #error "UNIATTN_ISA names the instruction set: see cmake/CpuKernels.cmake"
 #endif
@@ -29,6 +33,9 @@ using Half = uint16_t __attribute__((vector_size(kLanes * 2)));
 using LooseHalf = uint16_t __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
 using Bits = uint32_t __attribute__((vector_size(kLanes * 4)));
 
+using LooseInt = int32_t __attribute__((vector_size(kLanes * 4), aligned(2), may_alias));
+using LooseWord = int32_t __attribute__((aligned(2), may_alias));
+
 // The bits of a bfloat16.
 struct BFloat16 {
   uint16_t bits;
@@ -48,13 +55,41 @@ inline Vec load(const BFloat16* p) {
   const Half half = *reinterpret_cast<const LooseHalf*>(p);
   return reinterpret_cast<Vec>(__builtin_convertvector(half, Bits) << 16);
 }
-// Rounds to nearest even; a NaN stays one.
-inline void store(BFloat16* p, Vec x) {
+// The bits of x as bfloat16 in the upper halves, rounded to nearest even; a NaN stays one. The lower halves are
+// garbage.
+inline Bits rounded_bits(Vec x) {
   const Bits bits = reinterpret_cast<Bits>(x);
-  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Bits result = x == x ? rounded : (bits >> 16) | 0x40;
-  *reinterpret_cast<LooseHalf*>(p) = __builtin_convertvector(result, Half);
+  const Bits rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return x == x ? rounded : bits | 0x400000;
 }
+inline void store(BFloat16* p, Vec x) {
+#if defined(__AVX512BF16__)
+  *reinterpret_cast<LooseHalf*>(p) = reinterpret_cast<Half>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
+#else
+  *reinterpret_cast<LooseHalf*>(p) = __builtin_convertvector(rounded_bits(x) >> 16, Half);
+#endif
+}
+
+// Words of 32 bits, whatever they hold: a float or two bfloat16.
+template <class T>
+inline Int load_words(const T* p) {
+  return *reinterpret_cast<const LooseInt*>(p);
+}
+template <class T>
+inline void store_words(T* p, Int words) {
+  *reinterpret_cast<LooseInt*>(p) = words;
+}
+// Lane i holds the bfloat16 of `first` and, above it, that of `second`.
+inline Int paired(Vec first, Vec second) {
+  return reinterpret_cast<Int>((rounded_bits(first) >> 16) | (rounded_bits(second) & 0xffff0000u));
+}
+#if defined(__AVX512BF16__)
+// sum + a.first * b.first + a.second * b.second, lane by lane.
+inline Vec add_pair_products(Vec sum, Int a, Int b) {
+  return reinterpret_cast<Vec>(
+      _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+}
+#endif
 
 inline float load_one(const float* p) {
   return *p;
@@ -105,14 +140,14 @@ inline float largest(Vec x) {
 
 // Row i of a square becomes its column i: each of the log2(kLanes) rounds interleaves the upper with the lower half of
 // the rows.
-inline void transpose(Vec (&rows)[kLanes]) {
+inline void transpose(Int (&rows)[kLanes]) {
   Int low = {}, high = {};
   for (int i = 0; i < kLanes; ++i) {
     low[i] = i / 2 + i % 2 * kLanes;
     high[i] = low[i] + kLanes / 2;
   }
   for (int round = 1; round < kLanes; round *= 2) {
-    Vec next[kLanes];
+    Int next[kLanes];
     for (int i = 0; i < kLanes / 2; ++i) {
       next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
       next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
