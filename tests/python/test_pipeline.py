@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -100,7 +99,7 @@ def test_calibration_lowers_the_loss(run_uniattn, tmp_path, base):
     report = json.loads((tmp_path / "calibrated" / "calibration" / "report.json").read_text())
     assert report["followers"]
     for entry in report["followers"]:
-        assert entry["after"] < entry["before"]
+        assert entry["residual"]["after"] < entry["residual"]["before"]
     assert losses["calibrated"] < losses["shared"]
 
 
@@ -137,35 +136,30 @@ def test_exported_directory_fails_elsewhere(finished):
         LlamaForCausalLM.from_pretrained(run / "export")
 
 
-def train_straight(run_uniattn, project, name="straight", **sections):
-    config, run = project.config(name, **sections)
-    run_uniattn("calibrate", config)
-    assert run_uniattn("train", config)["outcome"] == "finished"
-    return run
-
-
 def without_times(lines):
     return [{k: v for k, v in m.items() if k not in ("seconds", "tokens_per_s")} for m in lines]
 
 
+def assert_same_training(run, reference):
+    assert snapshot_bytes(run, 10) == snapshot_bytes(reference, 10)
+    assert without_times(metrics(run)) == without_times(metrics(reference))
+
+
 @pytest.mark.parametrize("stop", [3, 4, 5])
-def test_resume_is_bit_exact(run_uniattn, project, stop):
-    straight = train_straight(run_uniattn, project)
+def test_resume_is_bit_exact(finished, run_uniattn, project, stop):
     config, run = project.config("resumed")
     run_uniattn("calibrate", config)
     assert run_uniattn("train", config, "--stop-after", stop)["outcome"] == "stopped"
     assert len(metrics(run)) == stop
     assert run_uniattn("train", config)["outcome"] == "finished"
-    assert snapshot_bytes(run, 10) == snapshot_bytes(straight, 10)
-    assert without_times(metrics(run)) == without_times(metrics(straight))
+    assert_same_training(run, finished[1])
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_resume_after_a_signal(run_uniattn, project, signal_number):
-    straight = train_straight(run_uniattn, project, checkpoint={"every_steps": 1})
+def test_resume_after_a_signal(finished, run_uniattn, project, signal_number):
     config, run = project.config("killed", checkpoint={"every_steps": 1})
     run_uniattn("calibrate", config)
-    process = subprocess.Popen([run_uniattn.binary, "train", config, "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = run_uniattn.start("train", config)
     deadline = time.monotonic() + 120
     while not (run / "checkpoints" / "step-2" / "manifest.json").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -177,8 +171,18 @@ def test_resume_after_a_signal(run_uniattn, project, signal_number):
         assert process.returncode == -signal.SIGKILL
     assert not (run / "checkpoints" / "step-10").exists()
     assert run_uniattn("train", config)["outcome"] == "finished"
-    assert snapshot_bytes(run, 10) == snapshot_bytes(straight, 10)
-    assert without_times(metrics(run)) == without_times(metrics(straight))
+    assert_same_training(run, finished[1])
+
+
+def test_full_disk_loses_nothing(finished, run_uniattn, project):
+    config, run = project.config("full")
+    run_uniattn("calibrate", config)
+    run_uniattn("train", config, "--stop-after", 3)
+    done = run_uniattn.run("train", config, largest_file=20_000)
+    assert done.returncode == 1, done.stderr
+    assert "step-10" in done.stderr or "step-4" in done.stderr, done.stderr
+    assert run_uniattn("train", config)["outcome"] == "finished"
+    assert_same_training(run, finished[1])
 
 
 def assert_same_metrics(lines, expected):
@@ -209,6 +213,13 @@ def test_two_ranks_equal_one(run_uniattn, project):
         done = run_uniattn.run(command, config, prefix=launcher)
         assert done.returncode == 0, done.stderr
     assert_same_metrics(metrics(run), metrics(one))
+
+
+def train_straight(run_uniattn, project, name, **sections):
+    config, run = project.config(name, **sections)
+    run_uniattn("calibrate", config)
+    assert run_uniattn("train", config)["outcome"] == "finished"
+    return run
 
 
 def one_stage(steps):
