@@ -17,7 +17,9 @@ Tensor plain_probs(const Tensor& q, const Tensor& k) {
   return scores.masked_fill(hidden, -INFINITY).softmax(-1);
 }
 
-Tensor plain_out(const Tensor& probs, const Tensor& v) { return at::einsum("hij,jhd->ihd", {probs, v}); }
+Tensor plain_out(const Tensor& probs, const Tensor& v) {
+  return at::einsum("hij,jhd->ihd", {probs, v});
+}
 
 }  // namespace
 
