@@ -26,8 +26,8 @@ void check_floating(const Tensor& x, const char* name) {
 void check_query_key(const Tensor& q, const Tensor& k, const Tensor& cu_seqlens, const AttentionOptions& options) {
   TORCH_CHECK_VALUE(q.dim() == 3, "q must be [tokens, heads, head_dim], got ", q.sym_sizes());
   TORCH_CHECK_VALUE(k.dim() == 3 && k.sym_size(0) == q.sym_size(0) && k.sym_size(2) == q.sym_size(2),
-                    "k must be [tokens, kv_heads, head_dim] with the tokens and head_dim of q ", q.sym_sizes(), ", got ",
-                    k.sym_sizes());
+                    "k must be [tokens, kv_heads, head_dim] with the tokens and head_dim of q ", q.sym_sizes(),
+                    ", got ", k.sym_sizes());
   TORCH_CHECK_VALUE(q.sym_size(1) > 0 && q.sym_size(2) > 0, "q must have at least one head and head_dim > 0, got ",
                     q.sym_sizes());
   TORCH_CHECK_VALUE(k.sym_size(1) > 0 && q.sym_size(1) % k.sym_size(1) == 0, "k has ", k.sym_size(1),
@@ -39,7 +39,8 @@ void check_query_key(const Tensor& q, const Tensor& k, const Tensor& cu_seqlens,
                     cu_seqlens.sym_sizes());
   TORCH_CHECK_VALUE(cu_seqlens.device() == q.device(), "cu_seqlens is on ", cu_seqlens.device(), " but q is on ",
                     q.device(), ": move them to one device");
-  TORCH_CHECK_VALUE(options.window >= 0, "window must be 0 (off) or the number of visible tokens, got ", options.window);
+  TORCH_CHECK_VALUE(options.window >= 0, "window must be 0 (off) or the number of visible tokens, got ",
+                    options.window);
   TORCH_CHECK_VALUE(options.softcap >= 0 && std::isfinite(options.softcap), "softcap must be 0 (off) or positive, got ",
                     options.softcap);
   TORCH_CHECK_VALUE(!options.scale || std::isfinite(*options.scale), "scale must be finite, got ", *options.scale);
@@ -62,10 +63,12 @@ void check_row_statistic(const Tensor& x, const char* name, const Tensor& q) {
 
 void check_head_map(const std::optional<Tensor>& head_map, const Tensor& q) {
   if (!head_map) return;
-  TORCH_CHECK_VALUE(head_map->scalar_type() == at::kLong && head_map->dim() == 1 && head_map->sym_size(0) == q.sym_size(1),
-                    "head_map must be int64 [heads] = [", q.sym_size(1), "], got ", head_map->scalar_type(), " ",
-                    head_map->sym_sizes());
-  TORCH_CHECK_VALUE(head_map->device() == q.device(), "head_map is on ", head_map->device(), " but q is on ", q.device());
+  TORCH_CHECK_VALUE(
+      head_map->scalar_type() == at::kLong && head_map->dim() == 1 && head_map->sym_size(0) == q.sym_size(1),
+      "head_map must be int64 [heads] = [", q.sym_size(1), "], got ", head_map->scalar_type(), " ",
+      head_map->sym_sizes());
+  TORCH_CHECK_VALUE(head_map->device() == q.device(), "head_map is on ", head_map->device(), " but q is on ",
+                    q.device());
 }
 
 void check_superblock(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& cu_seqlens,
@@ -91,7 +94,8 @@ void check_head_map_values(const std::optional<Tensor>& head_map, int64_t heads)
   const Tensor values = head_map->cpu().contiguous();
   for (int64_t n = 0; n < values.numel(); ++n) {
     const int64_t head = values.const_data_ptr<int64_t>()[n];
-    TORCH_CHECK_VALUE(head >= 0 && head < heads, "head_map[", n, "] is ", head, ", but the leader has heads 0 to ", heads - 1);
+    TORCH_CHECK_VALUE(head >= 0 && head < heads, "head_map[", n, "] is ", head, ", but the leader has heads 0 to ",
+                      heads - 1);
   }
 }
 
@@ -118,8 +122,8 @@ void check_rms_norm(const Tensor& x, const Tensor& weight) {
 
 void check_rotary(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   check_floating(x, "x");
-  TORCH_CHECK_VALUE(x.dim() == 3 && x.sym_size(2) % 2 == 0, "x must be [tokens, heads, head_dim] with an even head_dim, got ",
-                    x.sym_sizes());
+  TORCH_CHECK_VALUE(x.dim() == 3 && x.sym_size(2) % 2 == 0,
+                    "x must be [tokens, heads, head_dim] with an even head_dim, got ", x.sym_sizes());
   TORCH_CHECK_VALUE(cos.dim() == 2 && cos.sym_size(0) == x.sym_size(0) && cos.sym_size(1) * 2 == x.sym_size(2),
                     "cos must be [tokens, head_dim / 2] for x ", x.sym_sizes(), ", got ", cos.sym_sizes());
   const auto type = cos.scalar_type();
@@ -131,15 +135,16 @@ void check_rotary(const Tensor& x, const Tensor& cos, const Tensor& sin) {
 void check_gated_activation(const Tensor& gate, const Tensor& up, std::string_view activation) {
   check_floating(gate, "gate");
   check_like(up, "up", gate, "gate");
-  TORCH_CHECK_VALUE(activation == "silu" || activation == "gelu_tanh", "activation must be 'silu' or 'gelu_tanh', got '",
-                    activation, "'");
+  TORCH_CHECK_VALUE(activation == "silu" || activation == "gelu_tanh",
+                    "activation must be 'silu' or 'gelu_tanh', got '", activation, "'");
 }
 
 void check_linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& labels, int64_t chunk) {
   check_floating(hidden, "hidden");
   TORCH_CHECK_VALUE(hidden.dim() == 2, "hidden must be [tokens, D], got ", hidden.sym_sizes());
-  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.sym_size(1) == hidden.sym_size(1), "weight must be [vocab, D] with the D of hidden ",
-                    hidden.sym_sizes(), ", got ", weight.sym_sizes());
+  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.sym_size(1) == hidden.sym_size(1),
+                    "weight must be [vocab, D] with the D of hidden ", hidden.sym_sizes(), ", got ",
+                    weight.sym_sizes());
   check_same_kind(weight, "weight", hidden, "hidden");
   TORCH_CHECK_VALUE(labels.scalar_type() == at::kLong && labels.dim() == 1 && labels.sym_size(0) == hidden.sym_size(0),
                     "labels must be int64 [tokens] = [", hidden.sym_size(0), "], got ", labels.scalar_type(), " ",
@@ -149,7 +154,9 @@ void check_linear_cross_entropy(const Tensor& hidden, const Tensor& weight, cons
   TORCH_CHECK_VALUE(chunk > 0, "chunk must be positive, got ", chunk);
 }
 
-at::ScalarType accumulation_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+at::ScalarType accumulation_type(at::ScalarType type) {
+  return type == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 double resolved_scale(const AttentionOptions& options, int64_t head_dim) {
   return options.scale.value_or(1 / std::sqrt(static_cast<double>(head_dim)));

@@ -12,7 +12,8 @@
 namespace uniattn {
 
 // q [tokens, heads, head_dim] and k [tokens, kv_heads, head_dim], kv_heads dividing heads, with cu_seqlens and options.
-void check_query_key(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens, const AttentionOptions& options);
+void check_query_key(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens,
+                     const AttentionOptions& options);
 // `x` must have the shape, dtype and device of `like`.
 void check_like(const at::Tensor& x, const char* name, const at::Tensor& like, const char* like_name);
 // `x` (lse or delta) must be [heads, tokens] of q in the accumulation dtype.
@@ -31,7 +32,8 @@ std::vector<int64_t> check_sequences(const at::Tensor& cu_seqlens, int64_t token
 void check_rms_norm(const at::Tensor& x, const at::Tensor& weight);
 void check_rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 void check_gated_activation(const at::Tensor& gate, const at::Tensor& up, std::string_view activation);
-void check_linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels, int64_t chunk);
+void check_linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels,
+                                int64_t chunk);
 
 // float64 for float64, float32 for every other floating type.
 at::ScalarType accumulation_type(at::ScalarType type);

@@ -7,8 +7,8 @@ namespace uniattn {
 using at::Tensor;
 using Scale = std::optional<double>;
 
-AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens, int64_t followers,
-                          const AttentionOptions& options) {
+AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+                          int64_t followers, const AttentionOptions& options) {
   static const auto op = find_operator<std::tuple<Tensor, Tensor, std::vector<Tensor>>(
       const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, bool, int64_t, double, Scale)>(
       "uniattn::attention");
@@ -16,8 +16,7 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v, con
       op.call(q, k, v, cu_seqlens, followers, options.causal, options.window, options.softcap, options.scale);
   AttentionResult result{out, {}};
   for (int64_t i = 0; i < followers; ++i) {
-    result.probs.push_back(
-        {q, k, lse, cu_seqlens, handles[3 * i], handles[3 * i + 1], handles[3 * i + 2], options});
+    result.probs.push_back({q, k, lse, cu_seqlens, handles[3 * i], handles[3 * i + 1], handles[3 * i + 2], options});
   }
   return result;
 }

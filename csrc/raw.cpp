@@ -10,23 +10,24 @@ using Scale = std::optional<double>;
 
 TwoTensors attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
                              const AttentionOptions& o) {
-  static const auto op = find_operator<TwoTensors(const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool, int64_t,
-                                                  double, Scale)>("uniattn::attention_forward");
+  static const auto op = find_operator<TwoTensors(const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool,
+                                                  int64_t, double, Scale)>("uniattn::attention_forward");
   return op.call(q, k, v, cu_seqlens, o.causal, o.window, o.softcap, o.scale);
 }
 
 Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens,
                       const OptionalTensor& head_map, const AttentionOptions& o) {
-  static const auto op = find_operator<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                              const OptionalTensor&, bool, int64_t, double, Scale)>("uniattn::attend_forward");
+  static const auto op =
+      find_operator<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                           const OptionalTensor&, bool, int64_t, double, Scale)>("uniattn::attend_forward");
   return op.call(q, k, lse, v, cu_seqlens, head_map, o.causal, o.window, o.softcap, o.scale);
 }
 
 Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& grad_out,
                              const Tensor& cu_seqlens, const OptionalTensor& head_map, const AttentionOptions& o) {
-  static const auto op = find_operator<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                              const OptionalTensor&, bool, int64_t, double, Scale)>(
-      "uniattn::attend_backward_value");
+  static const auto op =
+      find_operator<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                           const OptionalTensor&, bool, int64_t, double, Scale)>("uniattn::attend_backward_value");
   return op.call(q, k, lse, grad_out, cu_seqlens, head_map, o.causal, o.window, o.softcap, o.scale);
 }
 
@@ -34,10 +35,9 @@ ThreeTensors superblock_backward(const Tensor& q, const Tensor& k, const Tensor&
                                  const std::vector<Tensor>& grad_out, const std::vector<Tensor>& v,
                                  const std::vector<Tensor>& delta, const c10::List<OptionalTensor>& head_map,
                                  const AttentionOptions& o) {
-  static const auto op =
-      find_operator<ThreeTensors(const Tensor&, const Tensor&, const Tensor&, const Tensor&, at::TensorList, at::TensorList,
-                                 at::TensorList, const c10::List<OptionalTensor>&, bool, int64_t, double, Scale)>(
-          "uniattn::superblock_backward");
+  static const auto op = find_operator<ThreeTensors(
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, at::TensorList, at::TensorList, at::TensorList,
+      const c10::List<OptionalTensor>&, bool, int64_t, double, Scale)>("uniattn::superblock_backward");
   return op.call(q, k, lse, cu_seqlens, grad_out, v, delta, head_map, o.causal, o.window, o.softcap, o.scale);
 }
 
@@ -66,8 +66,8 @@ TwoTensors gated_activation_backward(const Tensor& grad, const Tensor& gate, con
   return op.call(grad, gate, up, activation);
 }
 
-TwoTensors linear_cross_entropy_forward(const Tensor& hidden, const Tensor& weight, const Tensor& labels, double softcap,
-                                        int64_t chunk) {
+TwoTensors linear_cross_entropy_forward(const Tensor& hidden, const Tensor& weight, const Tensor& labels,
+                                        double softcap, int64_t chunk) {
   static const auto op = find_operator<TwoTensors(const Tensor&, const Tensor&, const Tensor&, double, int64_t)>(
       "uniattn::linear_cross_entropy_forward");
   return op.call(hidden, weight, labels, softcap, chunk);
@@ -75,8 +75,9 @@ TwoTensors linear_cross_entropy_forward(const Tensor& hidden, const Tensor& weig
 
 TwoTensors linear_cross_entropy_backward(const Tensor& grad, const Tensor& hidden, const Tensor& weight,
                                          const Tensor& labels, const Tensor& lse, double softcap, int64_t chunk) {
-  static const auto op = find_operator<TwoTensors(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                                  double, int64_t)>("uniattn::linear_cross_entropy_backward");
+  static const auto op =
+      find_operator<TwoTensors(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, double,
+                               int64_t)>("uniattn::linear_cross_entropy_backward");
   return op.call(grad, hidden, weight, labels, lse, softcap, chunk);
 }
 

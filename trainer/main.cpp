@@ -1,3 +1,5 @@
+#include <c10/util/Exception.h>
+
 #include <CLI/CLI.hpp>
 #include <exception>
 
@@ -26,6 +28,9 @@ int main(int argc, char** argv) {
   } catch (const uniattn::UsageError& error) {
     uniattn::log::error(error.what());
     return 2;
+  } catch (const c10::Error& error) {
+    uniattn::log::error(error.what_without_backtrace());
+    return 1;
   } catch (const std::exception& error) {
     uniattn::log::error(error.what());
     return 1;

@@ -1,6 +1,6 @@
-// Autograd of a superblock. A leader's node needs (dO_i, V_i, delta_i, head map) of every follower to build dQ and dK in one
-// pass. It gets them as the gradients of three zero-stride "handles" that it returns per follower and that the follower takes
-// as inputs: the engine itself carries them, and runs the leader's node after all of its followers'.
+// Autograd of a superblock. A leader's node needs (dO_i, V_i, delta_i, head map) of every follower to build dQ and dK
+// in one pass. It gets them as the gradients of three zero-stride "handles" that it returns per follower and that the
+// follower takes as inputs: the engine itself carries them, and runs the leader's node after all of its followers'.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -19,8 +19,8 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kHandlesPerFollower = 3;
 
-// The delta handle holds, per query head of the follower, its delta over all tokens and two more columns. Gradients of a
-// tensor that is used twice are summed, so the use count tells a handle that served two followers.
+// The delta handle holds, per query head of the follower, its delta over all tokens and two more columns. Gradients of
+// a tensor that is used twice are summed, so the use count tells a handle that served two followers.
 constexpr int64_t kUseCountColumn = 0, kLeaderHeadColumn = 1, kDeltaColumn = 2;
 
 Tensor zero_stride(c10::SymIntArrayRef sizes, const at::TensorOptions& options) {
@@ -40,7 +40,8 @@ std::vector<Tensor> make_handles(const Tensor& q, const Tensor& k, int64_t follo
 
 Tensor pack_delta(const Tensor& delta, const OptionalTensor& head_map) {
   const Tensor heads = head_map ? *head_map : at::arange(delta.size(0), delta.options().dtype(at::kLong));
-  return at::cat({at::ones_symint({delta.sym_size(0), 1}, delta.options()), heads.to(delta.scalar_type()).unsqueeze(1), delta}, 1);
+  return at::cat(
+      {at::ones_symint({delta.sym_size(0), 1}, delta.options()), heads.to(delta.scalar_type()).unsqueeze(1), delta}, 1);
 }
 
 struct UnpackedDelta {
@@ -48,9 +49,10 @@ struct UnpackedDelta {
 };
 
 UnpackedDelta unpack_delta(const Tensor& packed) {
-  at::_assert_async(packed.select(1, kUseCountColumn).eq(1).all(),
-                    "uniattn::attend: one handle served more than one attend(); ask attention() for as many followers as "
-                    "there are, and give each its own handle");
+  at::_assert_async(
+      packed.select(1, kUseCountColumn).eq(1).all(),
+      "uniattn::attend: one handle served more than one attend(); ask attention() for as many followers as "
+      "there are, and give each its own handle");
   return {packed.narrow_symint(1, kDeltaColumn, packed.sym_size(1) - kDeltaColumn),
           packed.select(1, kLeaderHeadColumn).to(at::kLong)};
 }
@@ -64,7 +66,8 @@ void save_options(AutogradContext* ctx, const AttentionOptions& options) {
 
 AttentionOptions saved_options(AutogradContext* ctx) {
   auto& data = ctx->saved_data;
-  return {data["causal"].toBool(), data["window"].toInt(), data["softcap"].toDouble(), data["scale"].toOptional<double>()};
+  return {data["causal"].toBool(), data["window"].toInt(), data["softcap"].toDouble(),
+          data["scale"].toOptional<double>()};
 }
 
 using AttentionOutputs = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
@@ -140,8 +143,7 @@ class Attend : public torch::autograd::Function<Attend> {
     {
       at::AutoDispatchBelowADInplaceOrView guard;
       if (ctx->needs_input_grad(kValueInput)) {
-        result[kValueInput] =
-            raw::attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, saved_options(ctx));
+        result[kValueInput] = raw::attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, saved_options(ctx));
       }
       if (ctx->needs_input_grad(kHandleInput)) {
         result[kHandleInput] = grad_out;

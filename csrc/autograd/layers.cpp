@@ -65,8 +65,8 @@ class GatedActivation : public torch::autograd::Function<GatedActivation> {
     variable_list result(3);
     {
       at::AutoDispatchBelowADInplaceOrView guard;
-      std::tie(result[0], result[1]) = raw::gated_activation_backward(
-          grads[0], saved[0], saved[1], ctx->saved_data["activation"].toStringRef());
+      std::tie(result[0], result[1]) =
+          raw::gated_activation_backward(grads[0], saved[0], saved[1], ctx->saved_data["activation"].toStringRef());
     }
     return once_differentiable("gated_activation", std::move(result));
   }

@@ -1,17 +1,15 @@
-// Attention out of ATen calls, for any device and dtype: blocks of query rows against the keys they can see, so memory is
-// linear in tokens. The hand-written kernels fall back to it and are tested against it.
+// Attention out of ATen calls, for any device and dtype: blocks of query rows against the keys they can see, so memory
+// is linear in tokens. The hand-written kernels fall back to it and are tested against it.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
 #include "checks.h"
+#include "composite/composite.h"
 
 namespace uniattn::composite {
 namespace {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kBlockRows = 256;
 
@@ -38,7 +36,11 @@ std::vector<Block> blocks(const Tensor& cu_seqlens, int64_t tokens, const Attent
 class Pattern {
  public:
   Pattern(const Tensor& q, const Tensor& k, const AttentionOptions& options)
-      : q_(q), k_(k), options_(options), scale_(resolved_scale(options, q.size(2))), type_(accumulation_type(q.scalar_type())) {}
+      : q_(q),
+        k_(k),
+        options_(options),
+        scale_(resolved_scale(options, q.size(2))),
+        type_(accumulation_type(q.scalar_type())) {}
 
   // x[begin : begin + count] as [heads, count, head_dim].
   Tensor slice(const Tensor& x, int64_t begin, int64_t count) const {
@@ -81,9 +83,7 @@ class Pattern {
   int64_t kv_heads() const { return k_.size(1); }
   double scale() const { return scale_; }
   double softcap() const { return options_.softcap; }
-  Tensor key_accumulator() const {
-    return at::zeros({kv_heads(), tokens(), q_.size(2)}, q_.options().dtype(type_));
-  }
+  Tensor key_accumulator() const { return at::zeros({kv_heads(), tokens(), q_.size(2)}, q_.options().dtype(type_)); }
 
  private:
   const Tensor &q_, &k_;
@@ -92,15 +92,20 @@ class Pattern {
   at::ScalarType type_;
 };
 
-Tensor mapped(const Tensor& p, const OptionalTensor& head_map) { return head_map ? p.index_select(0, *head_map) : p; }
+Tensor mapped(const Tensor& p, const OptionalTensor& head_map) {
+  return head_map ? p.index_select(0, *head_map) : p;
+}
 
 // [kv_heads, tokens, head_dim] -> [tokens, kv_heads, head_dim] in the dtype of k.
 Tensor as_key(const Tensor& accumulated, const Tensor& k) {
   return accumulated.transpose(0, 1).to(k.scalar_type()).contiguous();
 }
 
-std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-                                             bool causal, int64_t window, double softcap, std::optional<double> scale) {
+}  // namespace
+
+std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                             const Tensor& cu_seqlens, bool causal, int64_t window, double softcap,
+                                             std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
   check_query_key(q, k, cu_seqlens, options);
   check_like(v, "v", k, "k");
@@ -152,9 +157,11 @@ Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse
   return as_key(dv, k);
 }
 
+namespace {
+
 // dP - delta, [heads, rows, keys], summed over the layers on the leader's heads.
-Tensor grad_probs(const Pattern& pattern, const Block& b, at::TensorList grad_out, at::TensorList v, at::TensorList delta,
-                  const c10::List<OptionalTensor>& head_map) {
+Tensor grad_probs(const Pattern& pattern, const Block& b, at::TensorList grad_out, at::TensorList v,
+                  at::TensorList delta, const c10::List<OptionalTensor>& head_map) {
   Tensor sum;
   for (size_t i = 0; i < grad_out.size(); ++i) {
     Tensor dp = pattern.ungroup(
@@ -166,6 +173,8 @@ Tensor grad_probs(const Pattern& pattern, const Block& b, at::TensorList grad_ou
   }
   return sum;
 }
+
+}  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Tensor& k, const Tensor& lse,
                                                        const Tensor& cu_seqlens, at::TensorList grad_out,
@@ -181,13 +190,11 @@ std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Te
   for (const Block& b : blocks(cu_seqlens, q.size(0), options)) {
     const Tensor s = pattern.scores(b);
     const Tensor p = pattern.probs(s, lse, b);
-    dv.narrow(1, b.key, b.keys)
-        .baddbmm_(pattern.group(p).transpose(1, 2), pattern.grouped(grad_out[0], b.row, b.rows));
+    dv.narrow(1, b.key, b.keys).baddbmm_(pattern.group(p).transpose(1, 2), pattern.grouped(grad_out[0], b.row, b.rows));
     Tensor ds = grad_probs(pattern, b, grad_out, v, delta, head_map).mul_(p).mul_(pattern.scale());
     if (softcap > 0) ds.mul_(1 - (s / softcap).square_());
     ds = pattern.group(ds);
-    dq.narrow(0, b.row, b.rows)
-        .copy_(pattern.ungroup(at::bmm(ds, pattern.slice(k, b.key, b.keys))).transpose(0, 1));
+    dq.narrow(0, b.row, b.rows).copy_(pattern.ungroup(at::bmm(ds, pattern.slice(k, b.key, b.keys))).transpose(0, 1));
     dk.narrow(1, b.key, b.keys).baddbmm_(ds.transpose(1, 2), pattern.grouped(q, b.row, b.rows));
   }
   return {dq, as_key(dk, k), as_key(dv, k)};
@@ -199,8 +206,6 @@ Tensor attention_delta(const Tensor& grad_out, const Tensor& out) {
   const auto type = accumulation_type(out.scalar_type());
   return (grad_out.to(type) * out.to(type)).sum(2).t().contiguous();
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(uniattn, CompositeExplicitAutograd, m) {
   m.impl("attention_forward", attention_forward);

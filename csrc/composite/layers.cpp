@@ -3,16 +3,17 @@
 #include <torch/library.h>
 
 #include "checks.h"
+#include "composite/composite.h"
 
 namespace uniattn::composite {
 namespace {
-
-using at::Tensor;
 
 Tensor norm_scale(const Tensor& weight, bool unit_offset) {
   const Tensor w = weight.to(accumulation_type(weight.scalar_type()));
   return unit_offset ? w + 1 : w;
 }
+
+}  // namespace
 
 std::tuple<Tensor, Tensor> rms_norm_forward(const Tensor& x, const Tensor& weight, double eps, bool unit_offset) {
   check_rms_norm(x, weight);
@@ -22,8 +23,8 @@ std::tuple<Tensor, Tensor> rms_norm_forward(const Tensor& x, const Tensor& weigh
   return {y.to(x.scalar_type()).contiguous(), rstd.contiguous()};
 }
 
-std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& rstd,
-                                             bool unit_offset) {
+std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                             const Tensor& rstd, bool unit_offset) {
   check_rms_norm(x, weight);
   check_like(grad, "grad", x, "x");
   const auto type = accumulation_type(x.scalar_type());
@@ -46,7 +47,7 @@ Tensor rotary(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   return at::cat({a * c - b * s, b * c + a * s}, 2).to(x.scalar_type());
 }
 
-Tensor activate(const Tensor& gate, std::string_view activation) {
+static Tensor activate(const Tensor& gate, std::string_view activation) {
   return activation == "silu" ? at::silu(gate) : at::gelu(gate, "tanh");
 }
 
@@ -70,17 +71,16 @@ std::tuple<Tensor, Tensor> gated_activation_backward(const Tensor& grad, const T
 }
 
 // Differentiable as it stands. The second product adds to the first one's result: no concatenated copy is made.
-Tensor compensated_output(const Tensor& o, const Tensor& w_o, const Tensor& x, const Tensor& w_c) {
+static Tensor compensated_output(const Tensor& o, const Tensor& w_o, const Tensor& x, const Tensor& w_c) {
   TORCH_CHECK_VALUE(o.dim() == 2 && w_o.dim() == 2 && w_o.sym_size(1) == o.sym_size(1),
                     "w_o must be [D, F] for o [tokens, F] = ", o.sym_sizes(), ", got ", w_o.sym_sizes());
   TORCH_CHECK_VALUE(x.dim() == 2 && x.sym_size(0) == o.sym_size(0), "x must be [tokens, D] with the tokens of o ",
                     o.sym_sizes(), ", got ", x.sym_sizes());
   TORCH_CHECK_VALUE(w_c.dim() == 2 && w_c.sym_size(0) == w_o.sym_size(0) && w_c.sym_size(1) == x.sym_size(1),
-                    "w_c must be [D, D] for w_o ", w_o.sym_sizes(), " and x ", x.sym_sizes(), ", got ", w_c.sym_sizes());
+                    "w_c must be [D, D] for w_o ", w_o.sym_sizes(), " and x ", x.sym_sizes(), ", got ",
+                    w_c.sym_sizes());
   return at::addmm(at::linear(o, w_o), x, w_c.t());
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(uniattn, CompositeExplicitAutograd, m) {
   m.impl("rms_norm_forward", rms_norm_forward);
@@ -90,6 +90,8 @@ TORCH_LIBRARY_IMPL(uniattn, CompositeExplicitAutograd, m) {
   m.impl("gated_activation_backward", gated_activation_backward);
 }
 
-TORCH_LIBRARY_IMPL(uniattn, CompositeImplicitAutograd, m) { m.impl("compensated_output", compensated_output); }
+TORCH_LIBRARY_IMPL(uniattn, CompositeImplicitAutograd, m) {
+  m.impl("compensated_output", compensated_output);
+}
 
 }  // namespace uniattn::composite

@@ -1,21 +1,17 @@
-// Linear + cross-entropy over chunks of supervised tokens: the logits of the whole batch never exist, and tokens without a
-// label cost nothing.
+// Linear + cross-entropy over chunks of supervised tokens: the logits of the whole batch never exist, and tokens
+// without a label cost nothing.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
 #include "checks.h"
+#include "composite/composite.h"
 
 namespace uniattn::composite {
-namespace {
+static constexpr int64_t kIgnoredLabel = -100;
 
-using at::Tensor;
-
-constexpr int64_t kIgnoredLabel = -100;
-
-// Positions of the supervised tokens, int64; their labels are checked against the vocabulary.
-Tensor supervised(const Tensor& labels, int64_t vocabulary) {
+Tensor supervised_tokens(const Tensor& labels, int64_t vocabulary) {
   const Tensor rows = labels.ne(kIgnoredLabel).nonzero().squeeze(1);
   if (rows.numel() == 0) return rows;
   const auto [low, high] = at::aminmax(labels.index_select(0, rows));
@@ -25,6 +21,8 @@ Tensor supervised(const Tensor& labels, int64_t vocabulary) {
   return rows;
 }
 
+namespace {
+
 // softcap(h W^T) in the accumulation dtype: [rows, vocab].
 Tensor capped_logits(const Tensor& h, const Tensor& weight, double softcap) {
   Tensor logits = at::linear(h, weight).to(accumulation_type(h.scalar_type()));
@@ -32,12 +30,14 @@ Tensor capped_logits(const Tensor& h, const Tensor& weight, double softcap) {
   return logits;
 }
 
-std::tuple<Tensor, Tensor> linear_cross_entropy_forward(const Tensor& hidden, const Tensor& weight, const Tensor& labels,
-                                                        double softcap, int64_t chunk) {
+}  // namespace
+
+std::tuple<Tensor, Tensor> linear_cross_entropy_forward(const Tensor& hidden, const Tensor& weight,
+                                                        const Tensor& labels, double softcap, int64_t chunk) {
   check_linear_cross_entropy(hidden, weight, labels, chunk);
   Tensor loss = at::zeros({hidden.size(0)}, hidden.options().dtype(accumulation_type(hidden.scalar_type())));
   Tensor lse = at::zeros_like(loss);
-  for (const Tensor& rows : supervised(labels, weight.size(0)).split(chunk)) {
+  for (const Tensor& rows : supervised_tokens(labels, weight.size(0)).split(chunk)) {
     if (rows.numel() == 0) break;
     const Tensor logits = capped_logits(hidden.index_select(0, rows), weight, softcap);
     const Tensor row_lse = logits.logsumexp(1);
@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad, con
   const auto type = hidden.scalar_type();
   Tensor dhidden = at::zeros(hidden.sizes(), hidden.options());
   Tensor dweight = at::zeros(weight.sizes(), weight.options().dtype(accumulation_type(type)));
-  for (const Tensor& rows : supervised(labels, weight.size(0)).split(chunk)) {
+  for (const Tensor& rows : supervised_tokens(labels, weight.size(0)).split(chunk)) {
     if (rows.numel() == 0) break;
     const Tensor h = hidden.index_select(0, rows);
     const Tensor logits = capped_logits(h, weight, softcap);
@@ -73,8 +73,6 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad, con
   }
   return {dhidden, dweight.to(weight.scalar_type())};
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(uniattn, CompositeExplicitAutograd, m) {
   m.impl("linear_cross_entropy_forward", linear_cross_entropy_forward);

@@ -10,16 +10,21 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-Tensor contiguous_like(const Tensor& x) { return at::empty_symint(x.sym_sizes(), x.options()); }
+Tensor contiguous_like(const Tensor& x) {
+  return at::empty_symint(x.sym_sizes(), x.options());
+}
 
 Tensor statistic(const Tensor& like, c10::SymIntArrayRef sizes) {
   return at::empty_symint(sizes, like.options().dtype(accumulation_type(like.scalar_type())));
 }
 
-Tensor row_statistic(const Tensor& q) { return statistic(q, {q.sym_size(1), q.sym_size(0)}); }
+Tensor row_statistic(const Tensor& q) {
+  return statistic(q, {q.sym_size(1), q.sym_size(0)});
+}
 
-std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-                                             bool causal, int64_t window, double softcap, std::optional<double> scale) {
+std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                             const Tensor& cu_seqlens, bool causal, int64_t window, double softcap,
+                                             std::optional<double> scale) {
   check_query_key(q, k, cu_seqlens, {causal, window, softcap, scale});
   check_like(v, "v", k, "k");
   return {contiguous_like(q), row_statistic(q)};
@@ -88,8 +93,8 @@ std::tuple<Tensor, Tensor> gated_activation_backward(const Tensor& grad, const T
   return {contiguous_like(gate), contiguous_like(up)};
 }
 
-std::tuple<Tensor, Tensor> linear_cross_entropy_forward(const Tensor& hidden, const Tensor& weight, const Tensor& labels,
-                                                        double, int64_t chunk) {
+std::tuple<Tensor, Tensor> linear_cross_entropy_forward(const Tensor& hidden, const Tensor& weight,
+                                                        const Tensor& labels, double, int64_t chunk) {
   check_linear_cross_entropy(hidden, weight, labels, chunk);
   const auto tokens = hidden.sym_size(0);
   return {statistic(hidden, {tokens}), statistic(hidden, {tokens})};

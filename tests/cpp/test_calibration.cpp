@@ -4,6 +4,7 @@
 #include "calibration/calibrate.h"
 #include "calibration/ridge.h"
 #include "catch.h"
+#include "data/loader.h"
 #include "model/decoder.h"
 #include "support/error.h"
 #include "tiny_model.h"

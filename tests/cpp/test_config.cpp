@@ -8,7 +8,6 @@
 #include "temporary_yaml.h"
 
 using namespace uniattn;
-using Catch::Matchers::Contains;
 
 namespace {
 
@@ -123,22 +122,22 @@ TEST_CASE("types are strict, and errors say where", "[config]") {
   CHECK(error_of(with("compensation: full}", "compensation: half}")) ==
         "FILE:5: plan.compensation: expected none, full or {rank: R}, found 'half'");
   CHECK_THAT(error_of(with("parallel: {}", "parallel: 8")),
-             Contains("FILE:18: parallel: expected a mapping with the keys timeout_seconds, found '8'"));
+             contains("FILE:18: parallel: expected a mapping with the keys timeout_seconds, found '8'"));
   CHECK(error_of(with("data: [{path: a.json, format: alpaca}]", "data: a.json")) ==
         "FILE:7: calibration.data: expected a list, found 'a.json'");
-  CHECK_THAT(error_of("- a\n"), Contains("FILE:1: expected a mapping with the keys run, model"));
-  CHECK_THAT(error_of(""), Contains("FILE:1: run.name: is missing or empty"));
+  CHECK_THAT(error_of("- a\n"), contains("FILE:1: expected a mapping with the keys run, model"));
+  CHECK_THAT(error_of(""), contains("FILE:1: run.name: is missing or empty"));
 }
 
 TEST_CASE("an unknown key names the nearest known one", "[config]") {
   CHECK_THAT(error_of(with("  max_length: 64", "  max_lenght: 64")),
-             Contains("FILE:12: data.max_lenght: unknown key; did you mean 'max_length'?"));
+             contains("FILE:12: data.max_lenght: unknown key; did you mean 'max_length'?"));
   CHECK_THAT(error_of(with("parallel: {}", "optimiser: {}")),
-             Contains("FILE:18: optimiser: unknown key; did you mean 'optimizer'?"));
+             contains("FILE:18: optimiser: unknown key; did you mean 'optimizer'?"));
   CHECK_THAT(error_of(with("    max_steps: 5", "    max_step: 5")),
-             Contains("FILE:16: stages.1.max_step: unknown key; did you mean 'max_steps'?"));
+             contains("FILE:16: stages.1.max_step: unknown key; did you mean 'max_steps'?"));
   CHECK_THAT(error_of(with("compensation: full}", "compensation: {ranks: 3}}")),
-             Contains("FILE:5: plan.compensation.ranks: unknown key; did you mean 'rank'?"));
+             contains("FILE:5: plan.compensation.ranks: unknown key; did you mean 'rank'?"));
   CHECK(nearest("epoch", {"name", "train", "epochs"}) == "epochs");
   CHECK(nearest("lr", {"name", "learning_rate", "l"}) == "l");
 }
@@ -150,11 +149,11 @@ TEST_CASE("a key that is given twice is refused", "[config]") {
 }
 
 TEST_CASE("files that are not a configuration", "[config]") {
-  CHECK_THAT(error_of("run: {name: a\nmodel: [\n"), Contains("FILE:") && Contains("not valid YAML"));
-  CHECK_THAT(error_of("run:\n  name: a\n dir: b\n"), Contains("FILE:3: not valid YAML"));
-  CHECK_THAT(error_of("run: {}\n---\nrun: {}\n"), Contains("FILE: holds 2 YAML documents"));
+  CHECK_THAT(error_of("run: {name: a\nmodel: [\n"), contains("FILE:") && contains("not valid YAML"));
+  CHECK_THAT(error_of("run:\n  name: a\n dir: b\n"), contains("FILE:3: not valid YAML"));
+  CHECK_THAT(error_of("run: {}\n---\nrun: {}\n"), contains("FILE: holds 2 YAML documents"));
   CHECK_THROWS_AS(load_config("no/such/file.yaml"), UsageError);
-  CHECK_THROWS_WITH(load_config("no/such/file.yaml"), Contains("no/such/file.yaml: no such file"));
+  CHECK_THROWS_WITH(load_config("no/such/file.yaml"), contains("no/such/file.yaml: no such file"));
   CHECK_THROWS_AS(load_config("/"), UsageError);
 }
 
@@ -178,16 +177,16 @@ TEST_CASE("errors of overrides name the override", "[config]") {
         "override 'data.max_length=long': data.max_length: expected an integer, found 'long'");
   CHECK_THAT(
       error_with({"optimizer.micro_bach=2"}),
-      Contains("override 'optimizer.micro_bach=2': optimizer.micro_bach: unknown key; did you mean 'micro_batch'?"));
+      contains("override 'optimizer.micro_bach=2': optimizer.micro_bach: unknown key; did you mean 'micro_batch'?"));
   CHECK_THAT(error_with({"optimizer={micro_batch: 0}"}),
-             Contains("override 'optimizer={micro_batch: 0}': optimizer.micro_batch: must be at least 1, found 0"));
-  CHECK_THAT(error_with({"stages.2.epochs=1"}), Contains("'2' is not an item of this list of 2"));
-  CHECK_THAT(error_with({"stages.last.epochs=1"}), Contains("'last' is not an item"));
-  CHECK_THAT(error_with({"run.name.first=1"}), Contains("'first' is sought inside the value 'test'"));
+             contains("override 'optimizer={micro_batch: 0}': optimizer.micro_batch: must be at least 1, found 0"));
+  CHECK_THAT(error_with({"stages.2.epochs=1"}), contains("'2' is not an item of this list of 2"));
+  CHECK_THAT(error_with({"stages.last.epochs=1"}), contains("'last' is not an item"));
+  CHECK_THAT(error_with({"run.name.first=1"}), contains("'first' is sought inside the value 'test'"));
   for (const char* bad : {"data.max_length", "=3", "data..pack=true", ".=1"}) {
-    CHECK_THAT(error_with({bad}), Contains("expected key.path=value"));
+    CHECK_THAT(error_with({bad}), contains("expected key.path=value"));
   }
-  CHECK_THAT(error_with({"plan=[1"}), Contains("override 'plan=[1': the value is not valid YAML"));
+  CHECK_THAT(error_with({"plan=[1"}), contains("override 'plan=[1': the value is not valid YAML"));
 }
 
 TEST_CASE("values out of range are refused at their line", "[config]") {
@@ -243,20 +242,20 @@ TEST_CASE("values out of range are refused at their line", "[config]") {
       {"export.max_shard_gb=0", "export.max_shard_gb: must be above 0"},
   };
   for (const auto& [override, message] : refused) {
-    CHECK_THAT(error_with({override}), Contains(message));
+    CHECK_THAT(error_with({override}), contains(message));
   }
 }
 
 TEST_CASE("sections must fit together", "[config]") {
-  CHECK_THAT(error_with({"plan=null", "stages=null"}), Contains("FILE:6: calibration: there is no plan to calibrate"));
-  CHECK_THAT(error_with({"plan.compensation=none"}), Contains("FILE:14: stages.0.train: trains the compensation"));
-  CHECK_THAT(error_with({"plan={}", "calibration=null"}), Contains("stages.0.train: trains the compensation"));
-  CHECK_THAT(error_with({"plan={layers: [{layer: 1, mode: share_probs, leader: 0}]}"}), Contains("stages.0.train"));
-  CHECK_THAT(error_with({"data.train=[]"}), Contains("data.train: is empty, and there are stages to train"));
+  CHECK_THAT(error_with({"plan=null", "stages=null"}), contains("FILE:6: calibration: there is no plan to calibrate"));
+  CHECK_THAT(error_with({"plan.compensation=none"}), contains("FILE:14: stages.0.train: trains the compensation"));
+  CHECK_NOTHROW(load_text(kYaml, {"plan={}", "calibration=null"}));  // the model may be unified already
+  CHECK_THAT(error_with({"plan={layers: [{layer: 1, mode: share_probs, leader: 0}]}"}), contains("stages.0.train"));
+  CHECK_THAT(error_with({"data.train=[]"}), contains("data.train: is empty, and there are stages to train"));
   CHECK_THAT(error_with({"stages.1.name=compensation"}),
-             Contains("stages.1.name: 'compensation' is the name of an earlier"));
+             contains("stages.1.name: 'compensation' is the name of an earlier"));
   CHECK_THAT(error_with({"plan.compensation=none", "stages.0.train=all", "calibration.fit=[compensation]"}),
-             Contains("calibration.fit: fits only the compensation, and the plan has none"));
+             contains("calibration.fit: fits only the compensation, and the plan has none"));
   CHECK_NOTHROW(load_text(kYaml, {"plan.compensation=none", "stages.0.train=all"}));
   CHECK_NOTHROW(load_text(kYaml, {"plan={file: later.yaml}"}));
 }
@@ -277,11 +276,11 @@ TEST_CASE("a plan section becomes a SharingPlan", "[config]") {
   const TemporaryFile file(layers);
   const PlanConfig by_file{.file = file.path()};
   CHECK(build_plan(by_file, 4) == expected);
-  CHECK_THROWS_WITH(build_plan(by_file, 3), Contains(":3: layers.1.layer: is 3; the model's layers are 0 to 2"));
+  CHECK_THROWS_WITH(build_plan(by_file, 3), contains(":3: layers.1.layer: is 3; the model's layers are 0 to 2"));
   CHECK_THROWS_AS(build_plan({.file = "no/such.yaml"}, 4), UsageError);
 
   PlanConfig by_list{.layers = {{.layer = 2, .mode = "share_probs", .leader = 1}, {.layer = 2, .mode = "skip"}}};
-  CHECK_THROWS_WITH(build_plan(by_list, 4), Contains("plan.layers.1.layer: layer 2 is listed twice"));
+  CHECK_THROWS_WITH(build_plan(by_list, 4), contains("plan.layers.1.layer: layer 2 is listed twice"));
   by_list.layers[1].layer = 3;
   CHECK(build_plan(by_list, 4).followers() == std::vector<int64_t>{2, 3});
 }

@@ -11,7 +11,6 @@
 #include "temporary_yaml.h"
 
 using namespace uniattn;
-using Catch::Matchers::Contains;
 
 namespace {
 
@@ -117,7 +116,7 @@ TEST_CASE("damaged YAML ends in a UsageError or in a valid configuration", "[con
   try {
     load_text(yaml).validate();
   } catch (const UsageError& error) {
-    CHECK_THAT(error.what(), Contains(".yaml:"));
+    CHECK_THAT(error.what(), contains(".yaml:"));
   }
 }
 
@@ -128,8 +127,8 @@ TEST_CASE("a written configuration has every key", "[config]") {
   config.data.train.resize(1);
   config.stages.resize(1);
   const std::string yaml = to_yaml(config);
-  for (const std::string& key : config_keys()) CHECK_THAT(yaml, Contains(key.substr(key.rfind('.') + 1) + ": "));
-  CHECK_THAT(yaml, Contains("ridge: auto"));
+  for (const std::string& key : config_keys()) CHECK_THAT(yaml, contains(key.substr(key.rfind('.') + 1) + ": "));
+  CHECK_THAT(yaml, contains("ridge: auto"));
 }
 
 TEST_CASE("keys are named with their path", "[config]") {

@@ -20,7 +20,6 @@
 
 using namespace uniattn;
 using namespace uniattn::testing;
-using Catch::Matchers::Contains;
 using nlohmann::json;
 
 namespace {
@@ -151,10 +150,10 @@ TEST_CASE("records: lists and lines with their places", "[data]") {
   CHECK(records("") == Found{});
 
   const auto refused = [&](const std::string& text) { return message_of<Error>([&] { records(text); }); };
-  CHECK_THAT(refused("[1,\n2"), Contains("f:2") && Contains("not closed"));
-  CHECK_THAT(refused("[\n\"a\n\"]"), Contains("f:2") && Contains("string"));
-  CHECK_THAT(refused("[1]\n[2]"), Contains("f:1") && Contains("follows"));
-  CHECK_THAT(refused("[1}"), Contains("expected ']'"));
+  CHECK_THAT(refused("[1,\n2"), contains("f:2") && contains("not closed"));
+  CHECK_THAT(refused("[\n\"a\n\"]"), contains("f:2") && contains("string"));
+  CHECK_THAT(refused("[1]\n[2]"), contains("f:1") && contains("follows"));
+  CHECK_THAT(refused("[1}"), contains("expected ']'"));
 }
 
 TEST_CASE("templates: the prompts of Alpaca", "[data]") {
@@ -241,7 +240,7 @@ TEST_CASE("fit_length: every policy, over random documents", "[data]") {
     const auto dropped = fit_length(document, limit, "drop", 2);
     if (size > limit) CHECK(dropped.fit == Fit::kTooLong);
     const auto strict = [&] { fit_length(document, limit, "error", 2); };
-    if (size > limit) CHECK_THROWS_WITH(strict(), Contains("max_length " + std::to_string(limit)));
+    if (size > limit) CHECK_THROWS_WITH(strict(), contains("max_length " + std::to_string(limit)));
     if (size <= limit) CHECK_NOTHROW(strict());
   }
 }
@@ -287,34 +286,34 @@ TEST_CASE("prepare: every format becomes documents with exact labels", "[data]")
 TEST_CASE("prepare: bad data is refused with its place", "[data]") {
   Workplace work;
   CHECK_THAT(work.refusal("a.jsonl", "alpaca", "{\"input\":\"x\",\"output\":\"y\"}\n{\"input\": }\n"),
-             Contains("a.jsonl:2") && Contains("invalid JSON at byte"));
+             contains("a.jsonl:2") && contains("invalid JSON at byte"));
   CHECK_THAT(work.refusal("a.json", "alpaca", "[{\"input\":\"x\",\"output\":\"y\"},\n\n{\"input\" 3}]"),
-             Contains("a.json:3, record 2") && Contains("invalid JSON"));
-  CHECK_THAT(work.refusal("a.json", "alpaca", "[{\"input\":\"x\",\"output\":\"y\"},]"), Contains("record 2"));
+             contains("a.json:3, record 2") && contains("invalid JSON"));
+  CHECK_THAT(work.refusal("a.json", "alpaca", "[{\"input\":\"x\",\"output\":\"y\"},]"), contains("record 2"));
   CHECK_THAT(work.refusal("a.json", "alpaca", "[{\"input\":\"x\",\n\"output\":7}]"),
-             Contains("a.json:1, record 1") && Contains("\"output\": expected a string, got number"));
-  CHECK_THAT(work.refusal("a.json", "alpaca", "[{\"input\":\"x\"}]"), Contains("\"output\" is missing"));
-  CHECK_THAT(work.refusal("a.json", "alpaca", "[{\"output\":\"x\"}]"), Contains("both missing"));
-  CHECK_THAT(work.refusal("a.json", "alpaca", "[\"x\"]"), Contains("expected an object"));
-  CHECK_THAT(work.refusal("a.json", "alpaca", "[]"), Contains("no document"));
-  CHECK_THAT(work.refusal("m.json", "messages", "[{\"messages\":[]}]"), Contains("\"messages\""));
+             contains("a.json:1, record 1") && contains("\"output\": expected a string, got number"));
+  CHECK_THAT(work.refusal("a.json", "alpaca", "[{\"input\":\"x\"}]"), contains("\"output\" is missing"));
+  CHECK_THAT(work.refusal("a.json", "alpaca", "[{\"output\":\"x\"}]"), contains("both missing"));
+  CHECK_THAT(work.refusal("a.json", "alpaca", "[\"x\"]"), contains("expected an object"));
+  CHECK_THAT(work.refusal("a.json", "alpaca", "[]"), contains("no document"));
+  CHECK_THAT(work.refusal("m.json", "messages", "[{\"messages\":[]}]"), contains("\"messages\""));
   CHECK_THAT(work.refusal("m.json", "messages", "[{\"messages\":[{\"role\":\"tool\",\"content\":\"\"}]}]"),
-             Contains("\"tool\""));
-  CHECK_THAT(work.refusal("m.json", "messages", "[{\"messages\":[{\"role\":\"user\"}]}]"), Contains("\"content\""));
+             contains("\"tool\""));
+  CHECK_THAT(work.refusal("m.json", "messages", "[{\"messages\":[{\"role\":\"user\"}]}]"), contains("\"content\""));
   CHECK_THAT(
       work.refusal("m.json", "messages", R"([{"messages":[{"role":"user","content":[{"type":"image","text":"x"}]}]}])"),
-      Contains("\"image\""));
-  CHECK_THAT(work.refusal("t.jsonl", "text", "\"a\"\n17\n"), Contains("t.jsonl:2") && Contains("got number"));
-  CHECK_THAT(work.refusal("i", "ids", "1 2\n3 259\n"), Contains("i:2") && Contains("259"));
-  CHECK_THAT(work.refusal("i", "ids", "1 2\n3 -1\n"), Contains("i:2") && Contains("-1"));
-  CHECK_THAT(work.refusal("i", "ids", "1 two\n"), Contains("'two'"));
-  CHECK_THAT(work.refusal("i", "ids", "1 99999999999999999999\n"), Contains("999"));
-  CHECK_THAT(work.refusal("i", "ids", "4\n5\n"), Contains("none of the 2 documents"));
+      contains("\"image\""));
+  CHECK_THAT(work.refusal("t.jsonl", "text", "\"a\"\n17\n"), contains("t.jsonl:2") && contains("got number"));
+  CHECK_THAT(work.refusal("i", "ids", "1 2\n3 259\n"), contains("i:2") && contains("259"));
+  CHECK_THAT(work.refusal("i", "ids", "1 2\n3 -1\n"), contains("i:2") && contains("-1"));
+  CHECK_THAT(work.refusal("i", "ids", "1 two\n"), contains("'two'"));
+  CHECK_THAT(work.refusal("i", "ids", "1 99999999999999999999\n"), contains("999"));
+  CHECK_THAT(work.refusal("i", "ids", "4\n5\n"), contains("none of the 2 documents"));
   CHECK_THAT(message_of<Error>([&] { work.prepare({{.path = work.directory / "none", .format = "ids"}}); }),
-             Contains("No such file"));
+             contains("No such file"));
   work.options.over_long = "error";
   work.options.max_length = 3;
-  CHECK_THAT(work.refusal("i", "ids", "1 2\n1 2 3 4\n"), Contains("i:2, record 2") && Contains("4 tokens"));
+  CHECK_THAT(work.refusal("i", "ids", "1 2\n1 2 3 4\n"), contains("i:2, record 2") && contains("4 tokens"));
 
   CHECK_THROWS_AS(work.prepare("i", "csv", "1"), UsageError);
   work.options.over_long = "cut";
@@ -348,7 +347,7 @@ TEST_CASE("prepare: over-long documents by policy, every one counted", "[data]")
   work.options.over_long = "truncate";
   const auto text = work.prepare("t.txt", "text", "abcdefgh");
   CHECK(learnt(text.document(0)) == " abc$");
-  CHECK_THAT(work.refusal("a.json", "alpaca", R"([{"input":"long prompt","output":"y"}])"), Contains("none of the 1"));
+  CHECK_THAT(work.refusal("a.json", "alpaca", R"([{"input":"long prompt","output":"y"}])"), contains("none of the 1"));
 }
 
 TEST_CASE("prepare: a second call does nothing, other inputs prepare anew", "[data]") {
@@ -432,27 +431,27 @@ TEST_CASE("shards: torn and altered files are named and refused", "[data]") {
   CHECK(refused().empty());
 
   write_bytes(shard, shard_bytes.substr(0, shard_bytes.size() - 1));
-  CHECK_THAT(refused(), Contains(shard) && Contains("cut off"));
+  CHECK_THAT(refused(), contains(shard) && contains("cut off"));
   std::mt19937_64 random(2);
   for (int round = 0; round < 50; ++round) {
     std::string altered = shard_bytes;
     altered[random() % altered.size()] ^= static_cast<char>(1 << random() % 8);
     write_bytes(shard, altered);
-    CHECK_THAT(refused(), Contains(shard) && Contains("altered"));
+    CHECK_THAT(refused(), contains(shard) && contains("altered"));
   }
   std::filesystem::remove(shard);
-  CHECK_THAT(refused(), Contains(shard));
+  CHECK_THAT(refused(), contains(shard));
   write_bytes(shard, shard_bytes);
 
   for (int round = 0; round < 200; ++round) {
     std::string altered = manifest_bytes.substr(0, random() % manifest_bytes.size());
     write_bytes(manifest, altered);
-    CHECK_THAT(refused(), Contains(manifest));
+    CHECK_THAT(refused(), contains(manifest));
   }
   auto escaping = json::parse(manifest_bytes);
   escaping["shards"][0]["file"] = "../shard-00000.safetensors";
   write_bytes(manifest, escaping.dump());
-  CHECK_THAT(refused(), Contains("expected shard-00000.safetensors"));
+  CHECK_THAT(refused(), contains("expected shard-00000.safetensors"));
 
   // A preparation that was killed leaves shards without a manifest: it is done again.
   std::filesystem::remove(manifest);

@@ -1,6 +1,7 @@
 #include <cstdlib>
 
 #include "catch.h"
+#include "data/loader.h"
 #include "inference/generator.h"
 #include "model/decoder.h"
 #include "model/footprint.h"

@@ -14,7 +14,6 @@
 
 using namespace uniattn;
 using namespace uniattn::testing;
-using Catch::Matchers::Contains;
 
 namespace {
 
@@ -28,7 +27,7 @@ std::string refusal(const std::string& bytes) {
   const std::string path = directory / "bad.safetensors";
   write_bytes(path, bytes);
   const std::string message = message_of<Error>([&] { SafetensorsFile file(path); });
-  if (!message.empty()) CHECK_THAT(message, Contains(path));
+  if (!message.empty()) CHECK_THAT(message, contains(path));
   return message;
 }
 
@@ -78,7 +77,7 @@ TEST_CASE("safetensors: what is written is read back bit for bit", "[storage][sa
     data_begin = std::min(data_begin, file.info(name).begin);
   }
   CHECK(data_begin % 64 == 0);
-  CHECK_THAT(message_of<Error>([&] { file.tensor("nobody"); }), Contains(path) && Contains("nobody"));
+  CHECK_THAT(message_of<Error>([&] { file.tensor("nobody"); }), contains(path) && contains("nobody"));
 }
 
 TEST_CASE("safetensors: a tensor outlives the object that opened its file", "[storage][safetensors]") {
@@ -105,54 +104,54 @@ TEST_CASE("safetensors: malformed headers are refused", "[storage][safetensors]"
   CHECK(refusal(tensor_header("F32", "[2,3]", "[0,24]"), 24).empty());  // the well-formed one that the others distort
   CHECK(refusal("{}", 0).empty());
 
-  CHECK_THAT(refusal(""), Contains("cut off"));
-  CHECK_THAT(refusal("1234567"), Contains("cut off"));
-  CHECK_THAT(refusal(std::string(8, '\xff')), Contains("header of 18446744073709551615 bytes"));
-  CHECK_THAT(refusal(safetensors_bytes("{}", "").substr(0, 9)), Contains("header of 2 bytes"));
-  CHECK_THAT(refusal("", 0), Contains("invalid JSON"));
-  CHECK_THAT(refusal("[]", 0), Contains("not a JSON object"));
-  CHECK_THAT(refusal("{\"a\":", 0), Contains("invalid JSON"));
-  CHECK_THAT(refusal("{\"\xff\":1}", 0), Contains("invalid JSON"));
-  CHECK_THAT(refusal("{} x", 0), Contains("invalid JSON"));
-  CHECK_THAT(refusal(R"({"a":1})", 0), Contains("expected an object"));
-  CHECK_THAT(refusal(R"({"a":{"dtype":"F32","shape":[]}})", 0), Contains("data_offsets"));
-  CHECK_THAT(refusal(R"({"a":{"dtype":"F32","data_offsets":[0,4]}})", 4), Contains("shape"));
-  CHECK_THAT(refusal(R"({"a":{"shape":[],"data_offsets":[0,4]}})", 4), Contains("dtype"));
-  CHECK_THAT(refusal(tensor_header("F33", "[2,3]", "[0,24]"), 24), Contains("unknown dtype \"F33\""));
-  CHECK_THAT(refusal(R"({"a":{"dtype":3,"shape":[],"data_offsets":[0,4]}})", 4), Contains("unknown dtype 3"));
+  CHECK_THAT(refusal(""), contains("cut off"));
+  CHECK_THAT(refusal("1234567"), contains("cut off"));
+  CHECK_THAT(refusal(std::string(8, '\xff')), contains("header of 18446744073709551615 bytes"));
+  CHECK_THAT(refusal(safetensors_bytes("{}", "").substr(0, 9)), contains("header of 2 bytes"));
+  CHECK_THAT(refusal("", 0), contains("invalid JSON"));
+  CHECK_THAT(refusal("[]", 0), contains("not a JSON object"));
+  CHECK_THAT(refusal("{\"a\":", 0), contains("invalid JSON"));
+  CHECK_THAT(refusal("{\"\xff\":1}", 0), contains("invalid JSON"));
+  CHECK_THAT(refusal("{} x", 0), contains("invalid JSON"));
+  CHECK_THAT(refusal(R"({"a":1})", 0), contains("expected an object"));
+  CHECK_THAT(refusal(R"({"a":{"dtype":"F32","shape":[]}})", 0), contains("data_offsets"));
+  CHECK_THAT(refusal(R"({"a":{"dtype":"F32","data_offsets":[0,4]}})", 4), contains("shape"));
+  CHECK_THAT(refusal(R"({"a":{"shape":[],"data_offsets":[0,4]}})", 4), contains("dtype"));
+  CHECK_THAT(refusal(tensor_header("F33", "[2,3]", "[0,24]"), 24), contains("unknown dtype \"F33\""));
+  CHECK_THAT(refusal(R"({"a":{"dtype":3,"shape":[],"data_offsets":[0,4]}})", 4), contains("unknown dtype 3"));
   CHECK_THAT(refusal(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],)"
                      R"("data_offsets":[0,1]}})",
                      1),
-             Contains("\"a\" appears twice"));
-  CHECK_THAT(refusal(R"({"__metadata__":{"a":1}})", 0), Contains("__metadata__"));
-  CHECK_THAT(refusal(R"({"__metadata__":[]})", 0), Contains("__metadata__"));
+             contains("\"a\" appears twice"));
+  CHECK_THAT(refusal(R"({"__metadata__":{"a":1}})", 0), contains("__metadata__"));
+  CHECK_THAT(refusal(R"({"__metadata__":[]})", 0), contains("__metadata__"));
 
   for (const auto* shape : {"[-2,3]", "[2.5]", "[\"2\"]", "[18446744073709551615]", "[null]"}) {
-    CHECK_THAT(refusal(tensor_header("F32", shape, "[0,24]"), 24), Contains("non-negative"));
+    CHECK_THAT(refusal(tensor_header("F32", shape, "[0,24]"), 24), contains("non-negative"));
   }
-  CHECK_THAT(refusal(tensor_header("F32", "6", "[0,24]"), 24), Contains("list of sizes"));
-  CHECK_THAT(refusal(tensor_header("F32", "[4294967296,4294967296]", "[0,24]"), 24), Contains("overflows"));
-  CHECK_THAT(refusal(tensor_header("U8", "[0,9223372036854775807,3]", "[0,0]"), 0), Contains("overflows"));
-  CHECK_THAT(refusal(tensor_header("F32", "[2,4]", "[0,24]"), 24), Contains("needs 32 bytes"));
-  CHECK_THAT(refusal(tensor_header("BF16", "[2,3]", "[0,24]"), 24), Contains("needs 12 bytes"));
+  CHECK_THAT(refusal(tensor_header("F32", "6", "[0,24]"), 24), contains("list of sizes"));
+  CHECK_THAT(refusal(tensor_header("F32", "[4294967296,4294967296]", "[0,24]"), 24), contains("overflows"));
+  CHECK_THAT(refusal(tensor_header("U8", "[0,9223372036854775807,3]", "[0,0]"), 0), contains("overflows"));
+  CHECK_THAT(refusal(tensor_header("F32", "[2,4]", "[0,24]"), 24), contains("needs 32 bytes"));
+  CHECK_THAT(refusal(tensor_header("BF16", "[2,3]", "[0,24]"), 24), contains("needs 12 bytes"));
 
-  CHECK_THAT(refusal(tensor_header("F32", "[2,3]", "[24,0]"), 24), Contains("out of range"));
-  CHECK_THAT(refusal(tensor_header("F32", "[2,3]", "[0,24]"), 23), Contains("out of range"));
+  CHECK_THAT(refusal(tensor_header("F32", "[2,3]", "[24,0]"), 24), contains("out of range"));
+  CHECK_THAT(refusal(tensor_header("F32", "[2,3]", "[0,24]"), 23), contains("out of range"));
   CHECK_THAT(refusal(tensor_header("F32", "[2,3]", "[9223372036854775784,9223372036854775807]"), 24),
-             Contains("out of range"));
-  CHECK_THAT(refusal(tensor_header("F32", "[2,3]", "[-24,0]"), 24), Contains("non-negative"));
-  CHECK_THAT(refusal(tensor_header("F32", "[2,3]", "[0,24,48]"), 24), Contains("two data_offsets"));
-  CHECK_THAT(refusal(tensor_header("F32", "[2,3]", "[0,24]"), 25), Contains("1 bytes follow"));
-  CHECK_THAT(refusal(tensor_header("F32", "[2,3]", "[4,28]"), 28), Contains("hole"));
+             contains("out of range"));
+  CHECK_THAT(refusal(tensor_header("F32", "[2,3]", "[-24,0]"), 24), contains("non-negative"));
+  CHECK_THAT(refusal(tensor_header("F32", "[2,3]", "[0,24,48]"), 24), contains("two data_offsets"));
+  CHECK_THAT(refusal(tensor_header("F32", "[2,3]", "[0,24]"), 25), contains("1 bytes follow"));
+  CHECK_THAT(refusal(tensor_header("F32", "[2,3]", "[4,28]"), 28), contains("hole"));
   const std::string two = R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],)";
-  CHECK_THAT(refusal(two + R"("data_offsets":[3,7]}})", 7), Contains("overlap"));
-  CHECK_THAT(refusal(two + R"("data_offsets":[5,9]}})", 9), Contains("hole"));
+  CHECK_THAT(refusal(two + R"("data_offsets":[3,7]}})", 7), contains("overlap"));
+  CHECK_THAT(refusal(two + R"("data_offsets":[5,9]}})", 9), contains("hole"));
 }
 
 TEST_CASE("safetensors: BOOL data must be 0 or 1", "[storage][safetensors]") {
   const TemporaryDirectory directory;
   write_bytes(directory / "t", safetensors_bytes(tensor_header("BOOL", "[2]", "[0,2]"), "\1\2"));
-  CHECK_THAT(message_of<Error>([&] { SafetensorsFile(directory / "t").tensor("a"); }), Contains("BOOL"));
+  CHECK_THAT(message_of<Error>([&] { SafetensorsFile(directory / "t").tensor("a"); }), contains("BOOL"));
 }
 
 TEST_CASE("safetensors: a damaged file is either read within bounds or refused", "[storage][safetensors]") {
@@ -197,15 +196,15 @@ TEST_CASE("safetensors: a damaged file is either read within bounds or refused",
 TEST_CASE("safetensors: bad tensors are not written", "[storage][safetensors]") {
   const TemporaryDirectory directory;
   const at::Tensor a = at::ones({2});
-  CHECK_THAT(message_of<Error>([&] { write_safetensors(directory / "t", {{"a", a}, {"a", a}}); }), Contains("twice"));
+  CHECK_THAT(message_of<Error>([&] { write_safetensors(directory / "t", {{"a", a}, {"a", a}}); }), contains("twice"));
   CHECK_THAT(message_of<Error>([&] {
                write_safetensors(directory / "t", {{"__metadata__", a}});
              }),
-             Contains("reserved"));
+             contains("reserved"));
   CHECK_THAT(message_of<Error>([&] {
                write_safetensors(directory / "t", {{"a", a.to(at::kComplexFloat)}});
              }),
-             Contains("no dtype"));
+             contains("no dtype"));
   CHECK(directory.files() == 0);
 }
 
@@ -222,7 +221,7 @@ TEST_CASE("sharded weights: written and opened as one", "[storage][safetensors]"
   CHECK(source->names().size() == tensors.size());
   for (const auto& [name, tensor] : tensors) CHECK(same_bits(source->tensor(name), tensor));
   CHECK(directory.files() == (limit == 1 ? 8u : limit == 100 ? 6u : 1u));
-  CHECK_THAT(message_of<Error>([&] { source->info("nobody"); }), Contains("nobody"));
+  CHECK_THAT(message_of<Error>([&] { source->info("nobody"); }), contains("nobody"));
 }
 
 TEST_CASE("sharded weights: an abandoned writer leaves nothing", "[storage][safetensors]") {
@@ -246,18 +245,18 @@ TEST_CASE("sharded weights: an index is not trusted", "[storage][safetensors]") 
     return message_of<Error>([&] { open_model_tensors(model); });
   };
   CHECK(refused("a", "inside.safetensors").empty());
-  CHECK_THAT(refused("a", "../outside.safetensors"), Contains("inside the directory"));
-  CHECK_THAT(refused("a", "x/../../outside.safetensors"), Contains("inside the directory"));
-  CHECK_THAT(refused("a", directory / "outside.safetensors"), Contains("inside the directory"));
-  CHECK_THAT(refused("a", ""), Contains("inside the directory"));
-  CHECK_THAT(refused("a", std::string("inside.safetensors\0x", 20)), Contains("inside the directory"));
-  CHECK_THAT(refused("a", "missing.safetensors"), Contains("missing.safetensors") && Contains("No such file"));
-  CHECK_THAT(refused("b", "inside.safetensors"), Contains("tensor \"b\" is not in inside.safetensors"));
+  CHECK_THAT(refused("a", "../outside.safetensors"), contains("inside the directory"));
+  CHECK_THAT(refused("a", "x/../../outside.safetensors"), contains("inside the directory"));
+  CHECK_THAT(refused("a", directory / "outside.safetensors"), contains("inside the directory"));
+  CHECK_THAT(refused("a", ""), contains("inside the directory"));
+  CHECK_THAT(refused("a", std::string("inside.safetensors\0x", 20)), contains("inside the directory"));
+  CHECK_THAT(refused("a", "missing.safetensors"), contains("missing.safetensors") && contains("No such file"));
+  CHECK_THAT(refused("b", "inside.safetensors"), contains("tensor \"b\" is not in inside.safetensors"));
   for (const auto* text : {"[]", "{}", R"({"weight_map":[]})", R"({"weight_map":{"a":1}})", "{"}) {
     write_bytes(index, text);
-    CHECK_THAT(message_of<Error>([&] { open_model_tensors(model); }), Contains(index));
+    CHECK_THAT(message_of<Error>([&] { open_model_tensors(model); }), contains(index));
   }
-  CHECK_THAT(message_of<Error>([&] { open_model_tensors(directory.path()); }), Contains("no weights"));
+  CHECK_THAT(message_of<Error>([&] { open_model_tensors(directory.path()); }), contains("no weights"));
 }
 
 TEST_CASE("atomic files: the old file stays until the new one is whole", "[storage]") {
@@ -281,7 +280,7 @@ TEST_CASE("atomic files: the old file stays until the new one is whole", "[stora
   const std::string message = message_of<Error>([&] { write_safetensors(path, {{"a", at::ones({5000})}}); });
   setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, old_handler);
-  CHECK_THAT(message, Contains("cannot write '" + path));
+  CHECK_THAT(message, contains("cannot write '" + path));
   CHECK(read_bytes(path) == "old");
   CHECK(directory.files() == 1);
 
@@ -289,7 +288,7 @@ TEST_CASE("atomic files: the old file stays until the new one is whole", "[stora
   CHECK(read_bytes(path) == "new");
   CHECK(directory.files() == 1);
   CHECK_THAT(message_of<Error>([&] { write_file_atomically(directory / "no/f", "x"); }),
-             Contains("directory does not exist"));
+             contains("directory does not exist"));
 }
 
 TEST_CASE("hash: depends on every byte and not on the pieces", "[storage]") {

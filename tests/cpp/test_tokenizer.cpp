@@ -13,7 +13,6 @@
 
 using namespace uniattn;
 using namespace uniattn::testing;
-using Catch::Matchers::Contains;
 
 namespace {
 
@@ -149,19 +148,19 @@ TEST_CASE("tokenizer: bos, eos and the vocabulary's size", "[tokenizer]") {
   const auto refused = [&](const std::string& config) {
     return message_of<Error>([&] { ModelDirectory(path, config).load(); });
   };
-  CHECK_THAT(refused(R"({"vocab_size": 259})"), Contains(std::to_string(pieces) + " pieces") && Contains("259"));
-  CHECK_THAT(refused(R"({"eos_token_id": "</s>"})"), Contains("eos_token_id") && Contains("config.json"));
-  CHECK_THAT(refused(R"({"eos_token_id": 600})"), Contains("600"));
-  CHECK_THAT(refused(R"({"bos_token_id": -2})"), Contains("bos_token_id"));
-  CHECK_THAT(refused("[]"), Contains("JSON object"));
-  CHECK_THAT(refused("{"), Contains("invalid JSON"));
+  CHECK_THAT(refused(R"({"vocab_size": 259})"), contains(std::to_string(pieces) + " pieces") && contains("259"));
+  CHECK_THAT(refused(R"({"eos_token_id": "</s>"})"), contains("eos_token_id") && contains("config.json"));
+  CHECK_THAT(refused(R"({"eos_token_id": 600})"), contains("600"));
+  CHECK_THAT(refused(R"({"bos_token_id": -2})"), contains("bos_token_id"));
+  CHECK_THAT(refused("[]"), contains("JSON object"));
+  CHECK_THAT(refused("{"), contains("invalid JSON"));
 }
 
 TEST_CASE("tokenizer: bad text and bad ids are refused", "[tokenizer]") {
   const auto tokenizer = ModelDirectory(trained_model(), "").load();
-  CHECK_THAT(message_of<Error>([&] { tokenizer->encode("ab\xff"); }), Contains("byte 2"));
-  CHECK_THAT(message_of<Error>([&] { tokenizer->decode({32000}); }), Contains("32000"));
-  CHECK_THAT(message_of<Error>([&] { tokenizer->decode({-1}); }), Contains("-1"));
+  CHECK_THAT(message_of<Error>([&] { tokenizer->encode("ab\xff"); }), contains("byte 2"));
+  CHECK_THAT(message_of<Error>([&] { tokenizer->decode({32000}); }), contains("32000"));
+  CHECK_THAT(message_of<Error>([&] { tokenizer->decode({-1}); }), contains("-1"));
   const auto hello = tokenizer->encode("Hello");
   CHECK(tokenizer->decode(joined(joined({1}, hello), {2})) == "Hello");
   CHECK(tokenizer->decode(tokenizer->encode(std::string("a\0b", 3))) == std::string("a\0b", 3));
@@ -170,12 +169,12 @@ TEST_CASE("tokenizer: bad text and bad ids are refused", "[tokenizer]") {
 TEST_CASE("tokenizer: a directory without a SentencePiece model is refused", "[tokenizer]") {
   const TemporaryDirectory directory;
   const auto refused = [&] { return message_of<Error>([&] { load_tokenizer(directory.path()); }); };
-  CHECK_THAT(refused(), Contains(directory.path()) && Contains("tokenizer.model"));
+  CHECK_THAT(refused(), contains(directory.path()) && contains("tokenizer.model"));
   write_bytes(directory / "tokenizer.json", "{}");
-  CHECK_THAT(refused(), Contains("tokenizer.json") && Contains("SentencePiece"));
+  CHECK_THAT(refused(), contains("tokenizer.json") && contains("SentencePiece"));
   write_bytes(directory / "tokenizer.model", "not a model");
-  CHECK_THAT(refused(), Contains("not a SentencePiece model"));
+  CHECK_THAT(refused(), contains("not a SentencePiece model"));
   write_bytes(directory / "tokenizer.model", "");
-  CHECK_THAT(refused(), Contains("not a SentencePiece model"));
-  CHECK_THAT(message_of<Error>([&] { load_tokenizer(directory / "nowhere"); }), Contains("nowhere"));
+  CHECK_THAT(refused(), contains("not a SentencePiece model"));
+  CHECK_THAT(message_of<Error>([&] { load_tokenizer(directory / "nowhere"); }), contains("nowhere"));
 }

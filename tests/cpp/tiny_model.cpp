@@ -7,17 +7,10 @@
 
 #include "commands/pipeline.h"
 #include "model/decoder.h"
-#include "support/error.h"
 
 namespace uniattn::testing {
 
 namespace fs = std::filesystem;
-
-TemporaryDirectory::TemporaryDirectory() : path_((fs::temp_directory_path() / "uniattn-test-XXXXXX").string()) {
-  if (!mkdtemp(path_.data())) fail("cannot create `{}`", path_);
-}
-
-TemporaryDirectory::~TemporaryDirectory() { fs::remove_all(path_); }
 
 nlohmann::json tiny_config(const TinyShape& shape) {
   return {{"model_type", "llama"},

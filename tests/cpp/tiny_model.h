@@ -7,20 +7,9 @@
 
 #include "checkpoint/model_directory.h"
 #include "data/prepare.h"
+#include "temporary_directory.h"
 
 namespace uniattn::testing {
-
-// Gone with its owner.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory();
-  ~TemporaryDirectory();
-  std::string path() const { return path_; }
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
 
 struct TinyShape {
   int64_t vocab = 40, hidden = 24, intermediate = 48, layers = 4, heads = 4, kv_heads = 2;

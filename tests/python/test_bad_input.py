@@ -162,6 +162,18 @@ def test_safetensors_header_size(run_uniattn, project, model, size):
     evaluate_fails(run_uniattn, project, model, "model.safetensors")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(run_uniattn, project, model, value):
+    name = "model.layers.2.mlp.up_proj.weight"
+    rewrite(model, lambda w: w[name].view(-1)[7].fill_(value))
+    evaluate_fails(run_uniattn, project, model, name)
+
+
+def test_nothing_to_predict(run_uniattn, project, model):
+    project.held_out.write_text("5\n6\n")
+    evaluate_fails(run_uniattn, project, model)
+
+
 def edit_header(model, edit):
     file = model / "model.safetensors"
     data = file.read_bytes()

@@ -4,8 +4,8 @@ import random
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from support.models import LLAMA3, follower, write_base, write_unified
+from safetensors.torch import load_file, save_file
+from support.models import GEMMA2, LLAMA3, MISTRAL, follower, write_base, write_unified
 from support.oracle import Oracle
 from support.stories import write_ids
 from transformers import AutoModelForCausalLM
@@ -22,6 +22,11 @@ SHAPES = {
     "llama3 published": {"scaling": LLAMA3, "rope_theta": 500000.0, "published": True, "tie_word_embeddings": True},
     "linear": {"scaling": {"rope_type": "linear", "factor": 4.0}},
     "published": {"published": True},
+    "mistral": MISTRAL,
+    "mistral published": MISTRAL | {"published": True},
+    "mistral without window": MISTRAL | {"sliding_window": None},
+    "gemma2": GEMMA2,
+    "gemma2 published": GEMMA2 | {"published": True},
 }
 PLANS = {
     "pairs": [FULL, follower(0, rank=None), FULL, follower(2)],
@@ -45,7 +50,7 @@ def assert_logits_equal(run_uniattn, path, docs, window, folder):
     file = folder / "logits.safetensors"
     ids = write_ids(folder / "eval.ids", docs)
     result = evaluate(run_uniattn, path, ids, window, "--logits", file)
-    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(path)
     windows = [doc[i : i + window] for doc in docs for i in range(0, len(doc), window)]
     with torch.no_grad():
         expected = torch.cat([model(torch.tensor([piece])).logits[0] for piece in windows])
@@ -81,10 +86,13 @@ def test_loss_is_the_mean_over_predicted_tokens(run_uniattn, tmp_path):
     assert result["perplexity"] == pytest.approx(torch.tensor(loss).exp().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_unified_directory(run_uniattn, tmp_path, plan, tied):
-    base = write_base(tmp_path / "base", scaling=LLAMA3, tie_word_embeddings=tied)
+UNIFIED = [({"scaling": LLAMA3}, plan) for plan in PLANS] + [({"tie_word_embeddings": True}, "pairs")]
+UNIFIED += [(MISTRAL, "superblock"), (GEMMA2, "interleaved"), (GEMMA2 | {"published": True}, "interleaved")]
+
+
+@pytest.mark.parametrize("shape,plan", UNIFIED, ids=str)
+def test_unified_directory(run_uniattn, tmp_path, shape, plan):
+    base, plan = write_base(tmp_path / "base", **shape), PLANS[plan]
     path, docs = write_unified(tmp_path / "unified", base, plan), documents(4, 50)
     loss, tokens = Oracle(path).loss(docs, 50)
     model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
@@ -93,6 +101,36 @@ def test_unified_directory(run_uniattn, tmp_path, plan, tied):
     result = evaluate(run_uniattn, path, write_ids(tmp_path / "eval.ids", docs), 50)
     assert result["tokens"] == tokens
     assert sum(sums) / tokens == pytest.approx(loss, abs=1e-4)
+    assert result["loss"] == pytest.approx(loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sharded_half_precision_weights(run_uniattn, tmp_path, dtype):
+    base, docs = write_base(tmp_path / "base"), documents(3, 40)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    model.save_pretrained(tmp_path / "half", max_shard_size="30KB")
+    assert (tmp_path / "half" / "model.safetensors.index.json").exists()
+    result = evaluate(run_uniattn, tmp_path / "half", write_ids(tmp_path / "eval.ids", docs), 64)
+    assert result["loss"] == pytest.approx(Oracle(tmp_path / "half").loss(docs, 64)[0], abs=1e-4)
+
+
+def test_tied_duplicate_is_accepted(run_uniattn, tmp_path):
+    base, docs = write_base(tmp_path / "base", tie_word_embeddings=True), documents(3, 40)
+    weights = load_file(base / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    result = evaluate(run_uniattn, base, write_ids(tmp_path / "eval.ids", docs), 64)
+    assert result["loss"] == pytest.approx(Oracle(base).loss(docs, 64)[0], abs=1e-4)
+
+
+def test_short_and_empty_lines(run_uniattn, tmp_path):
+    """A document of one token predicts nothing; so does the one-token rest of a longer one."""
+    base, ids = write_base(tmp_path / "base"), tmp_path / "eval.ids"
+    ids.write_text("5\n\n" + " ".join(map(str, range(3, 20))) + "\n  7   8 \n6 7")
+    docs = [[5], list(range(3, 20)), [7, 8], [6, 7]]
+    result = evaluate(run_uniattn, base, ids, 16)
+    loss, tokens = Oracle(base).loss(docs, 16)
+    assert result["tokens"] == tokens == 17
     assert result["loss"] == pytest.approx(loss, abs=1e-4)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.models import LLAMA3, edit_config, follower, write_base, write_unified, write_word_tokenizer
+from support.models import GEMMA2, LLAMA3, MISTRAL, edit_config, follower, write_base, write_unified, write_word_tokenizer
 from support.oracle import Oracle
 from transformers import AutoModelForCausalLM, Gemma2ForCausalLM, LlamaForCausalLM, MistralForCausalLM, pipeline
 
@@ -15,15 +15,8 @@ BASES = {
     "llama3": {"scaling": LLAMA3, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 16},
     "linear": {"scaling": {"rope_type": "linear", "factor": 4.0}},
     "published": {"scaling": LLAMA3, "published": True},
-    "mistral": {"family": "mistral", "sliding_window": 8},
-    "gemma2": {
-        "family": "gemma2",
-        "sliding_window": 8,
-        "query_pre_attn_scalar": 7,
-        "attn_logit_softcapping": 2.0,
-        "final_logit_softcapping": 3.0,
-        "tie_word_embeddings": True,
-    },
+    "mistral": MISTRAL,
+    "gemma2": GEMMA2,
 }
 PLANS = {
     "pairs": [FULL, follower(0, rank=None), FULL, follower(2)],

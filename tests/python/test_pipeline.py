@@ -3,14 +3,14 @@
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
 from safetensors import safe_open
-from support.models import LLAMA3, follower, write_base, write_unified
+from safetensors.torch import load_file
+from support.models import GEMMA2, LLAMA3, MISTRAL, follower, write_base, write_unified
 from support.oracle import Oracle
 from support.runs import VOCAB, Project, metrics, random_documents, snapshot_bytes
 from support.stories import write_ids
@@ -100,7 +100,7 @@ def test_calibration_lowers_the_loss(run_uniattn, tmp_path, base):
     report = json.loads((tmp_path / "calibrated" / "calibration" / "report.json").read_text())
     assert report["followers"]
     for entry in report["followers"]:
-        assert entry["after"] < entry["before"]
+        assert entry["residual"]["after"] < entry["residual"]["before"]
     assert losses["calibrated"] < losses["shared"]
 
 
@@ -114,6 +114,51 @@ def test_without_a_plan_it_is_plain_fine_tuning(run_uniattn, project):
     expected = Oracle(run / "export").logits(ids[0])
     assert (model(ids).logits[0] - expected).abs().max() <= 2e-4 * expected.abs().max()
     assert result["loss"] == pytest.approx(Oracle(run / "export").loss(read_ids(project.held_out), 64)[0], abs=1e-4)
+
+
+def test_plan_by_layers(run_uniattn, project):
+    """Head maps and ranks of the configuration arrive in the export, trained and exact."""
+    layers = [
+        {"layer": 2, "mode": "share_probs", "leader": 0, "compensation": {"rank": 5}, "head_map": [3, 0, 0, 2]},
+        {"layer": 3, "mode": "share_probs", "leader": 1, "compensation": "none"},
+    ]
+    config, run = project.config("layers", plan={"layers": layers})
+    result = run_uniattn("run", config)
+    plan = json.loads((run / "export" / "config.json").read_text())["uniattn"]["layers"]
+    assert plan == [FULL, FULL, follower(0, rank=5, head_map=[3, 0, 0, 2]), follower(1)]
+    documents = read_ids(project.held_out)
+    assert result["loss"] == pytest.approx(Oracle(run / "export").loss(documents, 64)[0], abs=1e-4)
+    assert result["loss"] == pytest.approx(transformers_loss(run / "export", documents), abs=1e-4)
+
+
+@pytest.mark.parametrize("family,calibrated", [(MISTRAL, True), (GEMMA2, False)], ids=["mistral", "gemma2"])
+def test_other_families(run_uniattn, tmp_path, family, calibrated):
+    project = Project(tmp_path, write_base(tmp_path / "base", vocab_size=VOCAB, **family))
+    layers = [{"layer": i, "mode": "share_probs", "leader": i - 2, "compensation": "full"} for i in (2, 3)]
+    config, run = project.config("family", plan={"layers": layers}, **({} if calibrated else {"calibration": None}))
+    result = run_uniattn("run", config)
+    documents = read_ids(project.held_out)
+    assert result["loss"] == pytest.approx(Oracle(run / "export").loss(documents, 64)[0], abs=1e-4)
+    assert result["loss"] == pytest.approx(transformers_loss(run / "export", documents), abs=1e-4)
+
+
+@pytest.mark.parametrize("trained", ["compensation", "all"])
+def test_fine_tuning_a_unified_directory(run_uniattn, base, tmp_path, trained):
+    project = Project(tmp_path, write_unified(tmp_path / "unified", base, PLANS["head_map"]))
+    stages = [{"name": "more", "train": trained, "max_steps": 2, "learning_rate": 1.0e-3}]
+    config, run = project.config("again", plan=None, calibration=None, stages=stages)
+    result = run_uniattn("run", config)
+    exported, original = (json.loads((p / "config.json").read_text()) for p in (run / "export", tmp_path / "unified"))
+    assert exported == original
+    assert result["loss"] == pytest.approx(transformers_loss(run / "export", read_ids(project.held_out)), abs=1e-4)
+
+
+def test_bfloat16_run(run_uniattn, project):
+    model = {"path": str(project.model), "dtype": "bfloat16"}
+    config, run = project.config("bfloat16", model=model, export={"dtype": "bfloat16"})
+    result = run_uniattn("run", config)
+    documents = read_ids(project.held_out)
+    assert result["loss"] == pytest.approx(Oracle(run / "export").loss(documents, 64)[0], abs=1e-2)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -137,35 +182,30 @@ def test_exported_directory_fails_elsewhere(finished):
         LlamaForCausalLM.from_pretrained(run / "export")
 
 
-def train_straight(run_uniattn, project, name="straight", **sections):
-    config, run = project.config(name, **sections)
-    run_uniattn("calibrate", config)
-    assert run_uniattn("train", config)["outcome"] == "finished"
-    return run
-
-
 def without_times(lines):
     return [{k: v for k, v in m.items() if k not in ("seconds", "tokens_per_s")} for m in lines]
 
 
+def assert_same_training(run, reference):
+    assert snapshot_bytes(run, 10) == snapshot_bytes(reference, 10)
+    assert without_times(metrics(run)) == without_times(metrics(reference))
+
+
 @pytest.mark.parametrize("stop", [3, 4, 5])
-def test_resume_is_bit_exact(run_uniattn, project, stop):
-    straight = train_straight(run_uniattn, project)
+def test_resume_is_bit_exact(finished, run_uniattn, project, stop):
     config, run = project.config("resumed")
     run_uniattn("calibrate", config)
     assert run_uniattn("train", config, "--stop-after", stop)["outcome"] == "stopped"
     assert len(metrics(run)) == stop
     assert run_uniattn("train", config)["outcome"] == "finished"
-    assert snapshot_bytes(run, 10) == snapshot_bytes(straight, 10)
-    assert without_times(metrics(run)) == without_times(metrics(straight))
+    assert_same_training(run, finished[1])
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_resume_after_a_signal(run_uniattn, project, signal_number):
-    straight = train_straight(run_uniattn, project, checkpoint={"every_steps": 1})
+def test_resume_after_a_signal(finished, run_uniattn, project, signal_number):
     config, run = project.config("killed", checkpoint={"every_steps": 1})
     run_uniattn("calibrate", config)
-    process = subprocess.Popen([run_uniattn.binary, "train", config, "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = run_uniattn.start("train", config)
     deadline = time.monotonic() + 120
     while not (run / "checkpoints" / "step-2" / "manifest.json").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -177,8 +217,18 @@ def test_resume_after_a_signal(run_uniattn, project, signal_number):
         assert process.returncode == -signal.SIGKILL
     assert not (run / "checkpoints" / "step-10").exists()
     assert run_uniattn("train", config)["outcome"] == "finished"
-    assert snapshot_bytes(run, 10) == snapshot_bytes(straight, 10)
-    assert without_times(metrics(run)) == without_times(metrics(straight))
+    assert_same_training(run, finished[1])
+
+
+def test_full_disk_loses_nothing(finished, run_uniattn, project):
+    config, run = project.config("full")
+    run_uniattn("calibrate", config)
+    run_uniattn("train", config, "--stop-after", 3)
+    done = run_uniattn.run("train", config, largest_file=20_000)
+    assert done.returncode == 1, done.stderr
+    assert "step-10" in done.stderr or "step-4" in done.stderr, done.stderr
+    assert run_uniattn("train", config)["outcome"] == "finished"
+    assert_same_training(run, finished[1])
 
 
 def assert_same_metrics(lines, expected):
@@ -208,7 +258,17 @@ def test_two_ranks_equal_one(run_uniattn, project):
     for command in ("calibrate", "train"):
         done = run_uniattn.run(command, config, prefix=launcher)
         assert done.returncode == 0, done.stderr
+    fitted, reference = (load_file(r / "calibration" / "weights.safetensors") for r in (run, one))
+    for name, tensor in reference.items():
+        assert (fitted[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
     assert_same_metrics(metrics(run), metrics(one))
+
+
+def train_straight(run_uniattn, project, name, **sections):
+    config, run = project.config(name, **sections)
+    run_uniattn("calibrate", config)
+    assert run_uniattn("train", config)["outcome"] == "finished"
+    return run
 
 
 def one_stage(steps):
@@ -220,9 +280,15 @@ def data_section(project):
     return {"train": ids(project.train), "eval": ids(project.held_out), "max_length": 64}
 
 
-@pytest.mark.parametrize("plan", [None, *PLANS.values()], ids=["base", *PLANS])
-def test_generate_equals_transformers(run_uniattn, base, tmp_path, plan):
-    path = base if plan is None else write_unified(tmp_path / "unified", base, plan)
+GENERATE = [({"scaling": LLAMA3}, plan) for plan in (None, *PLANS)]
+GENERATE += [(MISTRAL, None), (MISTRAL, "superblock"), (GEMMA2, None), (GEMMA2, "head_map")]
+
+
+@pytest.mark.parametrize("shape,plan", GENERATE, ids=str)
+def test_generate_equals_transformers(run_uniattn, tmp_path, shape, plan):
+    path = write_base(tmp_path / "base", vocab_size=VOCAB, **shape)
+    if plan is not None:
+        path = write_unified(tmp_path / "unified", path, PLANS[plan])
     model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
     prompt = random_documents(1, 20, seed=5)[0]
     expected = model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, pad_token_id=0)[0, len(prompt) :].tolist()

@@ -60,7 +60,8 @@ void validate_stages(const std::vector<StageConfig>& stages, const std::optional
     if (!names.insert(stages[i].name).second) {
       invalid(key + ".name", "'{}' is the name of an earlier stage; give each its own", stages[i].name);
     }
-    if (stages[i].train == "compensation" && !(plan && may_have_compensation(*plan))) {
+    // Without a plan the model may be unified already; then the trainer looks for its compensations.
+    if (stages[i].train == "compensation" && plan && !may_have_compensation(*plan)) {
       invalid(key + ".train", "trains the compensation, and the plan has none; set plan.compensation, or train: all");
     }
   }

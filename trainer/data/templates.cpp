@@ -1,5 +1,7 @@
 #include "data/templates.h"
 
+#include <utility>
+
 #include "support/error.h"
 
 namespace uniattn {
@@ -70,9 +72,8 @@ std::vector<Span> render_messages(const json& record) {
     }
     prompt += "<|" + role + "|>\n";
     if (role == "assistant") {
-      spans.push_back({std::move(prompt), false});
+      spans.push_back({std::exchange(prompt, std::string("\n")), false});
       spans.push_back({message_content(message), true});
-      prompt = "\n";
     } else {
       prompt += message_content(message) + "\n";
     }

@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "support/error.h"
 
@@ -125,6 +126,21 @@ json describe_layer(const LayerPlan& layer) {
   return entry;
 }
 
+void refuse_unknown_keys(const json& object, const std::set<std::string>& known, const std::string& where) {
+  for (const auto& [key, value] : object.items())
+    if (!known.contains(key)) fail("config.json: {} has the key `{}`, which version 1 does not know", where, key);
+}
+
+LayerPlan parse_layer(const json& entry, const std::string& where) {
+  refuse_unknown_keys(entry, {"mode", "leader", "compensation_rank", "head_map"}, where);
+  LayerPlan layer{.mode = parse_mode(entry.at("mode")), .leader = entry.value("leader", int64_t{-1}), .compensation = {}, .head_map = {}};
+  if (const auto rank = entry.find("compensation_rank"); rank != entry.end())
+    layer.compensation = rank->is_null() ? Compensation{Compensation::Kind::full, 0}
+                                         : Compensation{Compensation::Kind::low_rank, rank->get<int64_t>()};
+  layer.head_map = entry.value("head_map", std::vector<int64_t>{});
+  return layer;
+}
+
 }  // namespace
 
 PlanLimits ModelConfig::plan_limits() const { return {num_layers, num_heads, hidden_size, windows}; }
@@ -165,19 +181,12 @@ SharingPlan parse_plan(const json& config, const ModelConfig& model) {
   const json* ours = find(config, "uniattn");
   if (!ours) return plan;
   try {
+    refuse_unknown_keys(*ours, {"version", "base_model_type", "layers"}, "uniattn");
     if (ours->at("version") != 1) fail("config.json: uniattn.version is {}; this program reads version 1", ours->at("version").dump());
     const json& layers = ours->at("layers");
     if (static_cast<int64_t>(layers.size()) != model.num_layers)
       fail("config.json: uniattn.layers has {} entries for {} layers", layers.size(), model.num_layers);
-    for (size_t i = 0; i < layers.size(); ++i) {
-      LayerPlan& layer = plan.layers[i];
-      layer.mode = parse_mode(layers[i].at("mode"));
-      layer.leader = layers[i].value("leader", int64_t{-1});
-      if (auto rank = layers[i].find("compensation_rank"); rank != layers[i].end())
-        layer.compensation = rank->is_null() ? Compensation{Compensation::Kind::full, 0}
-                                             : Compensation{Compensation::Kind::low_rank, rank->get<int64_t>()};
-      layer.head_map = layers[i].value("head_map", std::vector<int64_t>{});
-    }
+    for (size_t i = 0; i < layers.size(); ++i) plan.layers[i] = parse_layer(layers[i], fmt::format("uniattn.layers[{}]", i));
     plan.validate(model.plan_limits());
   } catch (const json::exception& error) {
     fail("config.json: the `uniattn` entry is malformed: {}", error.what());

@@ -1,7 +1,9 @@
-// The operators, callable from C++. Each goes through the dispatcher (torch.ops.uniattn.*), so CPU, CUDA, Meta and Autograd kernels apply.
+// The operators, callable from C++. Each goes through the dispatcher (torch.ops.uniattn.*), so CPU, CUDA, Meta and
+// Autograd kernels apply.
 //
 // Sequences are packed: q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim]; sequence s owns tokens
-// [cu_seqlens[s], cu_seqlens[s + 1]); cu_seqlens is int32 [sequences + 1] on the tensors' device, empty sequences allowed.
+// [cu_seqlens[s], cu_seqlens[s + 1]); cu_seqlens is int32 [sequences + 1] on the tensors' device, empty sequences
+// allowed.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -12,7 +14,8 @@
 
 namespace uniattn {
 
-// score = softcap(scale * q k^T), softcap(s) = cap * tanh(s / cap) when cap > 0; token i sees j with j <= i (causal) and i - j < window (window > 0).
+// score = softcap(scale * q k^T), softcap(s) = cap * tanh(s / cap) when cap > 0; token i sees j with j <= i (causal)
+// and i - j < window (window > 0).
 struct AttentionOptions {
   bool causal = true;
   int64_t window = 0;
@@ -20,22 +23,24 @@ struct AttentionOptions {
   std::optional<double> scale;  // head_dim^-1/2 when empty
 };
 
-// One use of a leader's attention pattern P by a follower. The three gradient handles are zero-stride tensors through which the engine carries
-// (dO, V, delta) of the follower to the leader's backward pass; a handle serves exactly one attend().
+// One use of a leader's attention pattern P by a follower. The three gradient handles are zero-stride tensors through
+// which the engine carries (dO, V, delta) of the follower to the leader's backward pass; a handle serves exactly one
+// attend().
 struct Probs {
-  at::Tensor q, k, lse, cu_seqlens;                 // lse [heads, tokens] float32
+  at::Tensor q, k, lse, cu_seqlens;  // lse [heads, tokens] float32
   at::Tensor grad_handle_out, grad_handle_value, grad_handle_delta;
   AttentionOptions options;
 };
 
 struct AttentionResult {
-  at::Tensor out;             // [tokens, heads, head_dim]
-  std::vector<Probs> probs;   // one per follower
+  at::Tensor out;            // [tokens, heads, head_dim]
+  std::vector<Probs> probs;  // one per follower
 };
 
-// O = P V and, for each of `followers` layers, a handle on P = softmax(mask(softcap(scale q k^T))). Memory linear in tokens.
-AttentionResult attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& cu_seqlens, int64_t followers = 0,
-                          const AttentionOptions& options = {});
+// O = P V and, for each of `followers` layers, a handle on P = softmax(mask(softcap(scale q k^T))). Memory linear in
+// tokens.
+AttentionResult attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& cu_seqlens,
+                          int64_t followers = 0, const AttentionOptions& options = {});
 
 // O_i = P V_i with query head n reading leader head head_map[n] (int64 [heads]; undefined is the identity).
 at::Tensor attend(const Probs& probs, const at::Tensor& v, const std::optional<at::Tensor>& head_map = std::nullopt);
@@ -43,7 +48,8 @@ at::Tensor attend(const Probs& probs, const at::Tensor& v, const std::optional<a
 // x * rsqrt(mean(x^2) + eps) * (weight, or 1 + weight), statistics in float32. x [..., D], weight [D].
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, bool unit_offset = false);
 
-// Rotary embedding in Hugging Face order: pairs (i, i + head_dim / 2). x [tokens, heads, head_dim], cos and sin [tokens, head_dim / 2] float32.
+// Rotary embedding in Hugging Face order: pairs (i, i + head_dim / 2). x [tokens, heads, head_dim], cos and sin
+// [tokens, head_dim / 2] float32.
 at::Tensor rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 
 // act(gate) * up; activation "silu" or "gelu_tanh".
@@ -52,9 +58,9 @@ at::Tensor gated_activation(const at::Tensor& gate, const at::Tensor& up, const 
 // o W_o^T + x W_c^T: the compensation and o_proj as one product. o [tokens, F], w_o [D, F], x [tokens, D], w_c [D, D].
 at::Tensor compensated_output(const at::Tensor& o, const at::Tensor& w_o, const at::Tensor& x, const at::Tensor& w_c);
 
-// Cross-entropy of softcap(hidden W^T) against labels, float32 [tokens], 0 where the label is -100. Logits exist for `chunk` tokens at a time.
-// hidden [tokens, D], weight [vocab, D], labels [tokens] int64.
-at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels, double softcap = 0,
-                                int64_t chunk = 1024);
+// Cross-entropy of softcap(hidden W^T) against labels, float32 [tokens], 0 where the label is -100. Logits exist for
+// `chunk` tokens at a time. hidden [tokens, D], weight [vocab, D], labels [tokens] int64.
+at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels,
+                                double softcap = 0, int64_t chunk = 1024);
 
 }  // namespace uniattn

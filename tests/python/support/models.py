@@ -17,6 +17,15 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+GEMMA2 = {
+    "family": "gemma2",
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 7,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+    "tie_word_embeddings": True,
+}
+MISTRAL = {"family": "mistral", "sliding_window": 8}
 DROPPED = {  # the projections that a mode does without
     "full": (),
     "share_probs": ("q_proj", "k_proj"),
@@ -91,8 +100,7 @@ def write_unified(path, base, layers, seed=0, tokenizer=None):
     """The base directory in the export format under the plan `layers`, with a random compensation where it has one."""
     path, base = Path(path), Path(base)
     config = json.loads((base / "config.json").read_text())
-    kind = "sliding_attention" if config.get("sliding_window") else "full_attention"
-    types = config.get("layer_types") or [kind] * len(layers)
+    types = config.get("layer_types") or [mask_type(config, i) for i in range(len(layers))]
     config |= {
         "architectures": ["UniAttnForCausalLM"],
         "auto_map": {
@@ -111,6 +119,12 @@ def write_unified(path, base, layers, seed=0, tokenizer=None):
     for extra in (base / "generation_config.json", *(Path(tokenizer).glob("tokenizer*") if tokenizer else ())):
         shutil.copy(extra, path)
     return path
+
+
+def mask_type(config, layer):
+    """Where config.json has no list: Mistral slides in every layer that has a window, Gemma-2 in every other one."""
+    slides = config.get("sliding_window") and not (config["model_type"] == "gemma2" and layer % 2 == 1)
+    return "sliding_attention" if slides else "full_attention"
 
 
 def unified_weights(weights, layers, seed):

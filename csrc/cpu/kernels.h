@@ -1,0 +1,190 @@
+// The CPU kernels as one table of functions per instruction set; kernels() is the best one that this processor runs.
+//
+// The functions take plain pointers and parameter structs, work on one tile or a few rows, and never allocate: threads,
+// memory and checks are the caller's.
+#pragma once
+#include <cstdint>
+
+namespace uniattn::cpu {
+
+inline constexpr int64_t kTile = 64;             // tokens in a tile
+inline constexpr int64_t kHeadDimMultiple = 16;  // head_dim that the kernels take
+inline constexpr int64_t kMaxHeadDim = 256;
+
+enum class Type { kFloat32, kBFloat16 };
+
+// Up to kTile tokens of one sequence: a block of query rows, of keys, or both.
+struct Tile {
+  int64_t begin, count;
+  int64_t sequence_begin, sequence_end;  // tokens
+  int64_t offset;  // where the tile starts in a packed copy, in tokens; each is padded(count) there
+};
+
+// `count` rounded up to what a matrix product's columns need.
+inline int64_t padded(int64_t count) {
+  return (count + kHeadDimMultiple - 1) / kHeadDimMultiple * kHeadDimMultiple;
+}
+
+// Packed copies of one head hold tile t at tiles[t].offset * head_dim, in one of three layouts. Their elements are
+// float32, or bfloat16 (kPair = 2, for float32 it is 1) where the processor multiplies them.
+enum class Packing {
+  kRows,     // [count][head_dim]
+  kPaired,   // [count / kPair][head_dim][kPair], a last odd token is completed by zeros
+  kColumns,  // [head_dim / kPair][padded(count)][kPair], zeros behind the last token
+};
+
+struct PackArgs {
+  const void* source;  // one head of a tensor [tokens, heads, head_dim] with contiguous head_dim
+  int64_t token_stride;
+  int64_t head_dim;
+  Type type;    // of the source
+  Type packed;  // of the copy
+  Packing packing;
+};
+
+struct AttentionShape {
+  const Tile* tiles;
+  int64_t head_dim;
+  bool causal;
+  int64_t window;  // 0: off
+  float softcap;   // 0: off
+  float scale;
+  Type type;    // of outputs
+  Type packed;  // of packed copies
+};
+
+// A range [first, last) of tiles.
+struct TileRange {
+  int64_t first, last;
+};
+
+// Attention of one tile of query rows of one head over the tiles `keys`.
+struct ForwardArgs {
+  AttentionShape shape;
+  int64_t tile;
+  TileRange keys;
+  const void *q_rows, *k_columns, *v_paired;
+  float* lse;  // [tokens] of the head: written by the leader, read by a follower
+  void* out;   // the head's first token
+  int64_t out_stride;
+  float* scratch;  // forward_scratch(head_dim) floats
+};
+inline int64_t forward_scratch(int64_t head_dim) {
+  return kTile * (kTile + head_dim);
+}
+
+// What one query head reads of P and adds to dV.
+struct ValueHead {
+  const void *q_rows, *k_columns;
+  const float* lse;
+  const void* grad_out_paired;
+};
+
+// dV of one tile of keys of one KV head of a layer: the sum over the layer's query heads of that group and over
+// `queries`.
+struct ValueBackwardArgs {
+  AttentionShape shape;
+  int64_t tile;
+  TileRange queries;
+  const ValueHead* heads;
+  int64_t head_count;
+  void* dv;  // the KV head's first token
+  int64_t dv_stride;
+  float* scratch;  // value_backward_scratch(head_dim) floats
+};
+inline int64_t value_backward_scratch(int64_t head_dim) {
+  return kTile * (kTile + head_dim);
+}
+
+// dP of a leader's head is the sum of these products, grad_out v^T, one per query head of any layer that reads its
+// pattern.
+struct Reader {
+  const void *grad_out_rows, *v_columns;
+};
+
+struct LeaderHead {
+  const void *q_rows, *q_paired, *grad_out_paired;
+  const float *lse, *delta;  // delta [tokens], summed over the readers
+  const Reader* readers;
+  int64_t reader_count;
+  float* dq;  // float32, packed by rows, without the scale: added to
+};
+
+// The part of a superblock's gradient that belongs to one tile of keys of one KV head.
+struct SuperblockBackwardArgs {
+  AttentionShape shape;
+  int64_t tile;
+  TileRange queries;
+  const void *k_paired, *k_columns;
+  const LeaderHead* heads;
+  int64_t head_count;
+  void *dk, *dv;  // the KV head's first token
+  int64_t stride;
+  float* scratch;  // superblock_backward_scratch(head_dim) floats
+};
+inline int64_t superblock_backward_scratch(int64_t head_dim) {
+  return kTile * (4 * kTile + 2 * head_dim);
+}
+
+enum class Activation { kSilu, kGeluTanh };
+
+struct RmsNormArgs {
+  const void *x, *weight;  // x [rows, width] contiguous
+  int64_t width;
+  bool unit_offset;
+  Type type;
+  float* rstd;  // [rows]
+};
+
+struct RotaryArgs {
+  const void* x;  // [tokens, heads, head_dim] with contiguous head_dim
+  int64_t token_stride, head_stride, heads, head_dim;
+  const float *cos, *sin;  // [tokens, head_dim / 2] contiguous
+  Type type;
+  void* out;  // [tokens, heads, head_dim] contiguous
+};
+
+// A block of logits of linear + cross-entropy, before the soft-cap: [rows, vocabulary] contiguous.
+struct LogitsArgs {
+  void* logits;
+  int64_t rows, vocabulary;
+  Type type;
+  float softcap;          // 0: off
+  const int64_t* labels;  // [rows]
+  float* lse;             // [rows]: written forward, read backward
+};
+
+struct Kernels {
+  bool multiplies_bfloat16;  // whether packed copies may be bfloat16
+  // Copies one tile of a head; `packed` is the head's copy.
+  void (*pack)(const PackArgs&, const Tile&, void* packed);
+  // The tile's rows of a float32 copy times `factor`, back to a head of [tokens, heads, head_dim] whose first token is
+  // `out`.
+  void (*unpack)(const float* packed, const Tile&, int64_t head_dim, float factor, Type type, void* out,
+                 int64_t stride);
+  void (*leader_forward)(const ForwardArgs&);
+  void (*follower_forward)(const ForwardArgs&);
+  void (*value_backward)(const ValueBackwardArgs&);
+  void (*superblock_backward)(const SuperblockBackwardArgs&);
+  // out [heads, tokens]: sum over head_dim of a * b for tokens [begin, end); a and b [tokens, heads, head_dim]
+  // contiguous.
+  void (*row_dot)(const void* a, const void* b, Type type, int64_t tokens, int64_t heads, int64_t head_dim,
+                  int64_t begin, int64_t end, float* out);
+  // Rows [begin, end). The gradient of the weight, float32 [width], is added to `dweight`.
+  void (*rms_norm_forward)(const RmsNormArgs&, double eps, void* y, int64_t begin, int64_t end);
+  void (*rms_norm_backward)(const RmsNormArgs&, const void* grad, void* dx, float* dweight, int64_t begin, int64_t end);
+  // Tokens [begin, end).
+  void (*rotary)(const RotaryArgs&, int64_t begin, int64_t end);
+  // Elements [begin, end) of contiguous tensors.
+  void (*gated_activation)(const void* gate, const void* up, Activation, Type, void* out, int64_t begin, int64_t end);
+  void (*gated_activation_backward)(const void* grad, const void* gate, const void* up, Activation, Type, void* dgate,
+                                    void* dup, int64_t begin, int64_t end);
+  // loss [rows] = lse - the label's logit.
+  void (*cross_entropy_forward)(const LogitsArgs&, float* loss);
+  // Overwrites the logits with the gradient of sum(grad * loss), grad [rows].
+  void (*cross_entropy_backward)(const LogitsArgs&, const float* grad);
+};
+
+const Kernels& kernels();
+
+}  // namespace uniattn::cpu

@@ -1,0 +1,97 @@
+// Small matrix products of tiles that live in cache: C [m, n] (+)= A B, float32, n a multiple of kColumns.
+//
+// The elements of A and B are float, or pairs of bfloat16 that one instruction multiplies and sums. B is stored
+// "paired", [k / kPair][n][kPair]: for float that is by rows. A is read one scalar (or pair) at a time and broadcast,
+// so it may be stored by rows, [m][k], or paired, [k / kPair][m][kPair], at the same speed: no float tile is ever
+// transposed. Where k is odd, the last pair is completed by zeros in both.
+#pragma once
+#include "cpu/simd/vec.h"
+
+namespace uniattn::cpu::UNIATTN_ISA {
+
+inline constexpr int64_t kColumns = 16;  // the same for all instruction sets, so that the callers pad alike
+
+#if defined(__AVX512F__)
+inline constexpr int kRowsPerStep = 6, kVectorsPerStep = 4;  // 24 of 32 registers accumulate
+#else
+inline constexpr int kRowsPerStep = 4, kVectorsPerStep = 2;  // 8 of 16, and room for what is loaded
+#endif
+
+template <class E>
+struct Element;
+
+template <>
+struct Element<float> {
+  static constexpr int64_t kPair = 1;
+  static Vec row(const float* p) { return load(p); }
+  static Vec repeated(const float* p) { return broadcast(*p); }
+  static Vec add_product(Vec sum, Vec a, Vec b) { return sum + a * b; }
+};
+
+#if defined(__AVX512BF16__)
+template <>
+struct Element<BFloat16> {
+  static constexpr int64_t kPair = 2;
+  static Int row(const BFloat16* p) { return load_words(p); }
+  static Int repeated(const BFloat16* p) { return Int{} + *reinterpret_cast<const LooseWord*>(p); }
+  static Vec add_product(Vec sum, Int a, Int b) { return add_pair_products(sum, a, b); }
+};
+#endif
+
+enum class Layout { kRows, kPaired };
+
+// C [rows, vectors * kLanes] (+)= A B, with the whole of C in registers.
+template <class E, Layout layout, int rows, int vectors>
+inline void multiply_step(const E* a, int64_t lda, const E* b, int64_t ldb, float* c, int64_t ldc, int64_t k,
+                          bool accumulate) {
+  using Op = Element<E>;
+  constexpr int64_t pair = Op::kPair;
+  Vec sum[rows][vectors];
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < vectors; ++j) sum[i][j] = accumulate ? load(c + i * ldc + j * kLanes) : Vec{};
+  }
+  for (int64_t p = 0; p * pair < k; ++p) {
+    decltype(Op::row(b)) row[vectors];
+    for (int j = 0; j < vectors; ++j) row[j] = Op::row(b + (p * ldb + j * kLanes) * pair);
+    for (int i = 0; i < rows; ++i) {
+      const auto factor = Op::repeated(layout == Layout::kRows ? a + i * lda + p * pair : a + (p * lda + i) * pair);
+      for (int j = 0; j < vectors; ++j) sum[i][j] = Op::add_product(sum[i][j], factor, row[j]);
+    }
+  }
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < vectors; ++j) store(c + i * ldc + j * kLanes, sum[i][j]);
+  }
+}
+
+// All rows of one strip of columns.
+template <class E, Layout layout, int vectors, int rows = kRowsPerStep>
+inline void multiply_strip(const E* a, int64_t lda, const E* b, int64_t ldb, float* c, int64_t ldc, int64_t m,
+                           int64_t k, bool accumulate) {
+  const int64_t step = layout == Layout::kRows ? lda : Element<E>::kPair;
+  int64_t i = 0;
+  for (; i + rows <= m; i += rows) {
+    multiply_step<E, layout, rows, vectors>(a + i * step, lda, b, ldb, c + i * ldc, ldc, k, accumulate);
+  }
+  if constexpr (rows > 1) {
+    if (i < m) {
+      multiply_strip<E, layout, vectors, (rows + 1) / 2>(a + i * step, lda, b, ldb, c + i * ldc, ldc, m - i, k,
+                                                         accumulate);
+    }
+  }
+}
+
+// lda is the allocated k of an A by rows or the allocated m of a paired one, ldb the allocated n of B, ldc that of C.
+template <class E, Layout layout>
+void multiply(const E* a, int64_t lda, const E* b, int64_t ldb, float* c, int64_t ldc, int64_t m, int64_t n, int64_t k,
+              bool accumulate) {
+  constexpr int64_t wide = kVectorsPerStep * kLanes, pair = Element<E>::kPair;
+  int64_t j = 0;
+  for (; j + wide <= n; j += wide) {
+    multiply_strip<E, layout, kVectorsPerStep>(a, lda, b + j * pair, ldb, c + j, ldc, m, k, accumulate);
+  }
+  for (; j < n; j += kColumns) {
+    multiply_strip<E, layout, kColumns / kLanes>(a, lda, b + j * pair, ldb, c + j, ldc, m, k, accumulate);
+  }
+}
+
+}  // namespace uniattn::cpu::UNIATTN_ISA

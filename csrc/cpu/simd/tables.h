@@ -1,0 +1,14 @@
+// How the parts of one instruction set's kernel table are filled.
+#pragma once
+
+namespace uniattn::cpu {
+
+struct Kernels;
+
+namespace UNIATTN_ISA {
+void fill_attention(Kernels& table);
+void fill_layers(Kernels& table);
+void fill_cross_entropy(Kernels& table);
+}  // namespace UNIATTN_ISA
+
+}  // namespace uniattn::cpu

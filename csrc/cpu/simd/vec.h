@@ -1,0 +1,203 @@
+// One SIMD vector of floats as wide as the instruction set this file is compiled for, and the functions the kernels
+// need.
+//
+// Files that include this are compiled once per instruction set. Everything lives in a namespace of that instruction
+// set, and no template of the standard library may be instantiated here: the linker would be free to use its AVX-512
+// code everywhere.
+#pragma once
+#include <cstdint>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+#ifndef UNIATTN_ISA
+#error "UNIATTN_ISA names the instruction set: see cmake/CpuKernels.cmake"
+#endif
+
+namespace uniattn::cpu::UNIATTN_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+inline constexpr int kLanes = 8;
+#else
+inline constexpr int kLanes = 4;
+#endif
+
+using Vec = float __attribute__((vector_size(kLanes * 4)));
+using Int = int32_t __attribute__((vector_size(kLanes * 4)));
+// Loads and stores need no alignment and may alias any type.
+using LooseVec = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+using Half = uint16_t __attribute__((vector_size(kLanes * 2)));
+using LooseHalf = uint16_t __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+using Bits = uint32_t __attribute__((vector_size(kLanes * 4)));
+
+using LooseInt = int32_t __attribute__((vector_size(kLanes * 4), aligned(2), may_alias));
+using LooseWord = int32_t __attribute__((aligned(2), may_alias));
+
+// The bits of a bfloat16.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline Vec broadcast(float x) {
+  return x - Vec{};
+}
+inline Vec load(const float* p) {
+  return *reinterpret_cast<const LooseVec*>(p);
+}
+inline void store(float* p, Vec x) {
+  *reinterpret_cast<LooseVec*>(p) = x;
+}
+
+inline Vec load(const BFloat16* p) {
+  const Half half = *reinterpret_cast<const LooseHalf*>(p);
+  return reinterpret_cast<Vec>(__builtin_convertvector(half, Bits) << 16);
+}
+// The bits of x as bfloat16 in the upper halves, rounded to nearest even; a NaN stays one. The lower halves are
+// garbage.
+inline Bits rounded_bits(Vec x) {
+  const Bits bits = reinterpret_cast<Bits>(x);
+  const Bits rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return x == x ? rounded : bits | 0x400000;
+}
+inline void store(BFloat16* p, Vec x) {
+#if defined(__AVX512BF16__)
+  *reinterpret_cast<LooseHalf*>(p) = reinterpret_cast<Half>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
+#else
+  *reinterpret_cast<LooseHalf*>(p) = __builtin_convertvector(rounded_bits(x) >> 16, Half);
+#endif
+}
+
+// Words of 32 bits, whatever they hold: a float or two bfloat16.
+template <class T>
+inline Int load_words(const T* p) {
+  return *reinterpret_cast<const LooseInt*>(p);
+}
+template <class T>
+inline void store_words(T* p, Int words) {
+  *reinterpret_cast<LooseInt*>(p) = words;
+}
+// Lane i holds the bfloat16 of `first` and, above it, that of `second`.
+inline Int paired(Vec first, Vec second) {
+  return reinterpret_cast<Int>((rounded_bits(first) >> 16) | (rounded_bits(second) & 0xffff0000u));
+}
+#if defined(__AVX512BF16__)
+// sum + a.first * b.first + a.second * b.second, lane by lane.
+inline Vec add_pair_products(Vec sum, Int a, Int b) {
+  return reinterpret_cast<Vec>(
+      _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+}
+#endif
+
+inline float load_one(const float* p) {
+  return *p;
+}
+inline float load_one(const BFloat16* p) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(p->bits) << 16);
+}
+inline void store_one(float* p, float x) {
+  *p = x;
+}
+inline void store_one(BFloat16* p, float x) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  p->bits = static_cast<uint16_t>(x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : (bits >> 16) | 0x40);
+}
+
+// The first `count` lanes, for the end of a row; the others are 0.
+template <class T>
+inline Vec load(const T* p, int64_t count) {
+  if (count >= kLanes) return load(p);
+  Vec x = {};
+  for (int64_t i = 0; i < count; ++i) x[i] = load_one(p + i);
+  return x;
+}
+template <class T>
+inline void store(T* p, Vec x, int64_t count) {
+  if (count >= kLanes) return store(p, x);
+  for (int64_t i = 0; i < count; ++i) store_one(p + i, x[i]);
+}
+
+inline Vec max(Vec a, Vec b) {
+  return a > b ? a : b;
+}
+
+// Lane i of the result is lane i ^ distance of x.
+inline Vec swap_lanes(Vec x, int distance) {
+  Int index = {};
+  for (int i = 0; i < kLanes; ++i) index[i] = i ^ distance;
+  return __builtin_shuffle(x, index);
+}
+inline float sum(Vec x) {
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) x += swap_lanes(x, distance);
+  return x[0];
+}
+inline float largest(Vec x) {
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) x = max(x, swap_lanes(x, distance));
+  return x[0];
+}
+
+// Row i of a square becomes its column i: each of the log2(kLanes) rounds interleaves the upper with the lower half of
+// the rows.
+inline void transpose(Int (&rows)[kLanes]) {
+  Int low = {}, high = {};
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i / 2 + i % 2 * kLanes;
+    high[i] = low[i] + kLanes / 2;
+  }
+  for (int round = 1; round < kLanes; round *= 2) {
+    Int next[kLanes];
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+}
+
+// exp(x) = 2^n e^r with |r| <= ln 2 / 2.
+inline constexpr float kSmallest = -87.33654f;  // below it the result would be denormal
+inline constexpr float kLargest = 88.3f;        // above it n would be 128, and 2^128 is not a float
+
+struct ExpParts {
+  Vec power;  // 2^n
+  Vec rest;   // e^r - 1
+};
+
+// Garbage for x outside [kSmallest, kLargest].
+inline ExpParts exp_parts(Vec x) {
+  const float magic = 12582912.f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
+  const Vec shifted = x * 1.44269504f + magic;
+  const Vec n = shifted - magic;
+  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const Int exponent = (reinterpret_cast<Int>(shifted) << 23) + 0x3f800000;
+  return {reinterpret_cast<Vec>(exponent), p * r * r + r};
+}
+
+// 0 below kSmallest; x must not be above kLargest.
+inline Vec exp(Vec x) {
+  const ExpParts parts = exp_parts(x);
+  const Vec result = parts.power * parts.rest + parts.power;
+  return x < kSmallest ? Vec{} : result;
+}
+
+// tanh(x) = (e^2x - 1) / (e^2x + 1), exact to rounding near 0 because e^r - 1 is never formed by a subtraction there.
+inline Vec tanh(Vec x) {
+  x = x > 10.f ? broadcast(10.f) : x;
+  x = x < -10.f ? broadcast(-10.f) : x;
+  const ExpParts parts = exp_parts(2.f * x);
+  const Vec minus_one = parts.power * parts.rest + (parts.power - 1.f);
+  return minus_one / (minus_one + 2.f);
+}
+
+inline Vec sigmoid(Vec x) {
+  return 1.f / (1.f + exp(x < -kLargest ? broadcast(kLargest) : -x));
+}
+
+}  // namespace uniattn::cpu::UNIATTN_ISA

@@ -1,0 +1,99 @@
+#include "cpu/tiling.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "cpu/types.h"
+
+namespace uniattn::cpu {
+
+using at::Tensor;
+
+namespace {
+
+// Tiles of `tile`'s sequence that hold tokens [begin, end).
+TileRange range_in_sequence(const Tile& tile, int64_t index, int64_t begin, int64_t end) {
+  const int64_t first = index - (tile.begin - tile.sequence_begin) / kTile;
+  return {first + (begin - tile.sequence_begin) / kTile, first + (end - tile.sequence_begin + kTile - 1) / kTile};
+}
+
+}  // namespace
+
+Tiling::Tiling(const std::vector<int64_t>& bounds) {
+  for (size_t s = 0; s + 1 < bounds.size(); ++s) {
+    for (int64_t begin = bounds[s]; begin < bounds[s + 1]; begin += kTile) {
+      const int64_t count = std::min(kTile, bounds[s + 1] - begin);
+      tiles.push_back({begin, count, bounds[s], bounds[s + 1], size});
+      size += padded(count);
+    }
+  }
+}
+
+TileRange Tiling::keys_of(int64_t tile, const AttentionOptions& options) const {
+  const Tile& t = tiles[tile];
+  const int64_t begin =
+      options.window > 0 ? std::max(t.sequence_begin, t.begin - options.window + 1) : t.sequence_begin;
+  return range_in_sequence(t, tile, begin, options.causal ? t.begin + t.count : t.sequence_end);
+}
+
+TileRange Tiling::queries_of(int64_t tile, const AttentionOptions& options) const {
+  const Tile& t = tiles[tile];
+  const int64_t reach = t.begin + t.count - 1 + options.window;
+  const int64_t end = options.window > 0 ? std::min(t.sequence_end, reach) : t.sequence_end;
+  return range_in_sequence(t, tile, options.causal ? t.begin : t.sequence_begin, end);
+}
+
+std::vector<TileRange> Tiling::sequences() const {
+  std::vector<TileRange> ranges;
+  for (int64_t t = 0; t < static_cast<int64_t>(tiles.size()); ++t) {
+    if (tiles[t].begin == tiles[t].sequence_begin) ranges.push_back({t, t});
+    ranges.back().last = t + 1;
+  }
+  return ranges;
+}
+
+Type Packed::type(const Tensor& x) {
+  // A row of words, pairs of bfloat16, must fill whole vectors.
+  return type_of(x) == Type::kBFloat16 && kernels().multiplies_bfloat16 && x.size(2) % 32 == 0 ? Type::kBFloat16
+                                                                                               : Type::kFloat32;
+}
+
+Packed::Packed(const Tensor& x, const Tiling& tiling, Packing packing) {
+  const Tensor source = x.stride(2) == 1 ? x : x.contiguous();
+  const auto dtype = type(x) == Type::kFloat32 ? at::kFloat : at::kBFloat16;
+  data_ = at::empty({x.size(1), tiling.size, x.size(2)}, x.options().dtype(dtype));
+  // Tokens outside, heads inside: the source is read in its order.
+  at::parallel_for(0, static_cast<int64_t>(tiling.tiles.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t tile = first; tile < last; ++tile) {
+      for (int64_t h = 0; h < x.size(1); ++h) {
+        const PackArgs args{head_data(source, h), source.stride(0), x.size(2), type_of(x), type(x), packing};
+        kernels().pack(args, tiling.tiles[tile], head_data(data_.transpose(0, 1), h));
+      }
+    }
+  });
+}
+
+const void* Packed::head(int64_t h) const {
+  return static_cast<const char*>(data_.const_data_ptr()) + h * data_.stride(0) * data_.element_size();
+}
+
+Packed Packed::paired(const Packed& rows, const Tensor& x, const Tiling& tiling) {
+  return type(x) == Type::kFloat32 ? rows : Packed(x, tiling, Packing::kPaired);
+}
+
+void for_each_item(int64_t items, int64_t floats, const std::function<void(int64_t, float*)>& work) {
+  const int64_t threads = std::min<int64_t>(items, at::get_num_threads());
+  // Items differ in cost (causal masks), so each thread takes the next one; results do not depend on who computes them.
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    Tensor scratch = at::empty({floats}, at::kFloat);
+    for (int64_t thread = first; thread < last; ++thread) {
+      for (int64_t item = next++; item < items; item = next++) work(item, scratch.data_ptr<float>());
+    }
+  });
+}
+
+}  // namespace uniattn::cpu
