@@ -73,6 +73,16 @@ def test_cross_entropy_without_supervised_tokens_is_zero():
     assert loss.count_nonzero() == hidden.grad.count_nonzero() == weight.grad.count_nonzero() == 0
 
 
+def test_autocast():
+    x, weight = draw(7, 16, dtype=torch.float32), draw(16, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert uniattn.rms_norm(x.bfloat16(), weight, 1e-5).dtype == torch.bfloat16
+        assert uniattn.rms_norm(x, weight, 1e-5).dtype == torch.float32
+        assert uniattn.gated_activation(x, x).dtype == torch.bfloat16
+        assert uniattn.compensated_output(x, x, x, x).dtype == torch.bfloat16
+        assert uniattn.linear_cross_entropy(x, x, LABELS).dtype == torch.float32
+
+
 def test_compensated_output():
     o, w_o, x, w_c = draw(7, 6), draw(4, 6, seed=1), draw(7, 4, seed=2), draw(4, 4, seed=3)
     torch.testing.assert_close(uniattn.compensated_output(o, w_o, x, w_c), o @ w_o.T + x @ w_c.T)
