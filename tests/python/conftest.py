@@ -1,8 +1,53 @@
-"""Lets the tests import the package from the source tree when it is not installed."""
+"""Shared fixtures. Tests make their own models and data; UNIATTN_MATERIAL names a directory of real ones (optional)."""
 
 import importlib.util
+import os
 import sys
+import tempfile
+
+# Before `transformers` is imported: remote code is cached in a directory of this session, and nothing asks the network.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="uniattn-hf-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 from pathlib import Path
 
-if importlib.util.find_spec("uniattn") is None:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
+import pytest
+import torch
+import transformers
+from support.program import Program
+from support.stories import Stories
+
+torch.set_num_threads(1)
+transformers.utils.logging.disable_progress_bar()
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+if importlib.util.find_spec("uniattn") is None:  # not installed: the package of the source tree
+    sys.path.insert(0, str(REPOSITORY / "python"))
+
+
+@pytest.fixture(scope="session")
+def binary():
+    path = Path(os.environ.get("UNIATTN_BINARY", REPOSITORY / "build" / "release" / "uniattn"))
+    if not path.is_file():
+        pytest.skip(f"no program at {path}: build it, or set UNIATTN_BINARY")
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_uniattn(binary):
+    """run_uniattn("eval", "--model", …) → the parsed object of `--json`; fails the test on another exit code than 0."""
+    return Program(binary)
+
+
+@pytest.fixture(scope="session")
+def material():
+    path = os.environ.get("UNIATTN_MATERIAL")
+    if path is None:
+        pytest.skip("UNIATTN_MATERIAL does not name a directory of real models and data")
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def stories(material, tmp_path_factory):
+    """stories260K as a Hugging Face directory, and text sampled from it."""
+    return Stories(material, tmp_path_factory.mktemp("stories"))

@@ -1,4 +1,5 @@
-// The YAML schema: one struct per section. `visit` names every key once, for reading, writing and documenting (config/fields.h).
+// The YAML schema: one struct per section. `visit` names every key once, for reading, writing and documenting
+// (config/fields.h).
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -8,44 +9,53 @@
 namespace uniattn {
 
 // What a key means is in docs/configuration.md; a test compares that page with these structs.
+//
+// validate() checks one section by itself, Config::validate() all of them and what they say about each other. Both
+// throw InvalidKey (a UsageError, config/invalid.h); `where` is the dotted key of the list item that is checked.
+// Whether files exist is not their business.
 
 struct RunConfig {
-  std::string name;
-  std::string dir;
+  std::string name{};
+  std::string dir{};
   int64_t seed = 42;
   void validate() const;
   template <class V>
   void visit(V& v) {
     v("name", name), v("dir", dir), v("seed", seed);
   }
+  bool operator==(const RunConfig&) const = default;
 };
 
 struct ModelSection {
-  std::string path;
+  std::string path{};
   std::string dtype = "bfloat16";  // float32 | bfloat16: parameters for compute
   void validate() const;
   template <class V>
   void visit(V& v) {
     v("path", path), v("dtype", dtype);
   }
+  bool operator==(const ModelSection&) const = default;
 };
 
-// none | full | {rank: r}
+// Written as none | full | {rank: r}.
 struct CompensationConfig {
-  std::string kind = "none";
-  int64_t rank = 0;
+  std::string kind = "none";  // none | full | low_rank
+  int64_t rank = 0;           // low_rank only
+  bool operator==(const CompensationConfig&) const = default;
 };
 
 struct LayerPlanConfig {
   int64_t layer = -1;
   std::string mode = "full";
   int64_t leader = -1;
-  CompensationConfig compensation;
-  std::vector<int64_t> head_map;
+  CompensationConfig compensation{};
+  std::vector<int64_t> head_map{};
+  void validate(const std::string& where) const;
   template <class V>
   void visit(V& v) {
     v("layer", layer), v("mode", mode), v("leader", leader), v("compensation", compensation), v("head_map", head_map);
   }
+  bool operator==(const LayerPlanConfig&) const = default;
 };
 
 struct PlanConfig {
@@ -53,44 +63,47 @@ struct PlanConfig {
   int64_t group = 0;  // 0: no short form
   int64_t begin = 0;
   int64_t end = 0;
-  CompensationConfig compensation{.kind = "full"};
-  std::vector<LayerPlanConfig> layers;  // the layers that are not full
-  std::string file;                     // a YAML file with a `layers` list
+  CompensationConfig compensation{.kind = "full", .rank = 0};
+  std::vector<LayerPlanConfig> layers{};  // the layers that are not full
+  std::string file{};                     // a YAML file with a `layers` list
   void validate() const;
   template <class V>
   void visit(V& v) {
-    v("mode", mode), v("group", group), v("begin", begin), v("end", end), v("compensation", compensation), v("layers", layers),
-        v("file", file);
+    v("mode", mode), v("group", group), v("begin", begin), v("end", end), v("compensation", compensation),
+        v("layers", layers), v("file", file);
   }
+  bool operator==(const PlanConfig&) const = default;
 };
 
 struct DataSource {
-  std::string path;
-  std::string format;   // alpaca | messages | text | ids
-  double weight = 1.0;  // epochs over this set per epoch of the mixture
+  std::string path{};
+  std::string format{};  // alpaca | messages | text | ids
+  double weight = 1.0;   // epochs over this set per epoch of the mixture
   void validate(const std::string& where) const;
   template <class V>
   void visit(V& v) {
     v("path", path), v("format", format), v("weight", weight);
   }
+  bool operator==(const DataSource&) const = default;
 };
 
 struct CalibrationConfig {
-  std::vector<DataSource> data;
-  int64_t samples = 1000;         // documents, taken in a seeded order over all sets; 0 is all
-  double held_out = 0.1;          // share of the documents that chooses the ridge
-  std::optional<double> ridge;    // `auto` (empty): chosen on the held-out documents
+  std::vector<DataSource> data{};
+  int64_t samples = 1000;       // documents, taken in a seeded order over all sets; 0 is all
+  double held_out = 0.1;        // share of the documents that chooses the ridge
+  std::optional<double> ridge;  // `auto` (empty): chosen on the held-out documents
   std::vector<std::string> fit = {"output", "compensation"};
   void validate() const;
   template <class V>
   void visit(V& v) {
     v("data", data), v("samples", samples), v("held_out", held_out), v("ridge", ridge), v("fit", fit);
   }
+  bool operator==(const CalibrationConfig&) const = default;
 };
 
 struct DataConfig {
-  std::vector<DataSource> train;
-  std::vector<DataSource> eval;
+  std::vector<DataSource> train{};
+  std::vector<DataSource> eval{};
   int64_t max_length = 1024;
   bool pack = true;
   std::string over_long = "truncate";  // truncate | drop | split | error
@@ -99,18 +112,22 @@ struct DataConfig {
   void visit(V& v) {
     v("train", train), v("eval", eval), v("max_length", max_length), v("pack", pack), v("over_long", over_long);
   }
+  bool operator==(const DataConfig&) const = default;
 };
 
 struct StageConfig {
-  std::string name;
+  std::string name{};
   std::string train = "all";  // compensation | all
   double epochs = 0;
   int64_t max_steps = 0;  // one of epochs and max_steps is set
   double learning_rate = 0;
+  void validate(const std::string& where) const;
   template <class V>
   void visit(V& v) {
-    v("name", name), v("train", train), v("epochs", epochs), v("max_steps", max_steps), v("learning_rate", learning_rate);
+    v("name", name), v("train", train), v("epochs", epochs), v("max_steps", max_steps),
+        v("learning_rate", learning_rate);
   }
+  bool operator==(const StageConfig&) const = default;
 };
 
 struct OptimizerConfig {
@@ -124,9 +141,11 @@ struct OptimizerConfig {
   void validate() const;
   template <class V>
   void visit(V& v) {
-    v("micro_batch", micro_batch), v("accumulation", accumulation), v("schedule", schedule), v("warmup_ratio", warmup_ratio),
-        v("weight_decay", weight_decay), v("clip_norm", clip_norm), v("beta1", beta1), v("beta2", beta2), v("eps", eps);
+    v("micro_batch", micro_batch), v("accumulation", accumulation), v("schedule", schedule),
+        v("warmup_ratio", warmup_ratio), v("weight_decay", weight_decay), v("clip_norm", clip_norm), v("beta1", beta1),
+        v("beta2", beta2), v("eps", eps);
   }
+  bool operator==(const OptimizerConfig&) const = default;
 };
 
 struct CheckpointConfig {
@@ -137,6 +156,7 @@ struct CheckpointConfig {
   void visit(V& v) {
     v("every_steps", every_steps), v("keep_last", keep_last);
   }
+  bool operator==(const CheckpointConfig&) const = default;
 };
 
 struct ParallelConfig {
@@ -146,6 +166,7 @@ struct ParallelConfig {
   void visit(V& v) {
     v("timeout_seconds", timeout_seconds);
   }
+  bool operator==(const ParallelConfig&) const = default;
 };
 
 struct ExportConfig {
@@ -156,6 +177,7 @@ struct ExportConfig {
   void visit(V& v) {
     v("dtype", dtype), v("max_shard_gb", max_shard_gb);
   }
+  bool operator==(const ExportConfig&) const = default;
 };
 
 struct Config {
@@ -164,21 +186,24 @@ struct Config {
   std::optional<PlanConfig> plan;                // absent: plain fine-tuning
   std::optional<CalibrationConfig> calibration;  // absent: compensation starts at zero
   DataConfig data;
-  std::vector<StageConfig> stages;
+  std::vector<StageConfig> stages{};
   OptimizerConfig optimizer;
   CheckpointConfig checkpoint;
   ParallelConfig parallel;
   ExportConfig exporting;
   template <class V>
   void visit(V& v) {
-    v("run", run), v("model", model), v("plan", plan), v("calibration", calibration), v("data", data), v("stages", stages),
-        v("optimizer", optimizer), v("checkpoint", checkpoint), v("parallel", parallel), v("export", exporting);
+    v("run", run), v("model", model), v("plan", plan), v("calibration", calibration), v("data", data),
+        v("stages", stages), v("optimizer", optimizer), v("checkpoint", checkpoint), v("parallel", parallel),
+        v("export", exporting);
   }
   void validate() const;
+  bool operator==(const Config&) const = default;
 };
 
-// Reads `path`, then applies overrides "key.path=value" (values are YAML; list items by number: stages.0.epochs=2). Relative paths are relative to the
-// working directory. Throws UsageError with file and line, and the nearest known key for an unknown one.
+// Reads `path`, then applies overrides "key.path=value" (values are YAML; list items by number: stages.0.epochs=2).
+// Relative paths are relative to the working directory. Throws UsageError with file and line, and the nearest known key
+// for an unknown one.
 Config load_config(const std::string& path, const std::vector<std::string>& overrides = {});
 
 // The whole configuration, defaults included, as YAML that load_config reads back to the same.

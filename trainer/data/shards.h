@@ -8,7 +8,8 @@
 
 namespace uniattn {
 
-// tokens[t] is predicted from tokens[0..t); supervised[t] = 1 when that prediction is part of the loss (supervised[0] is always 0).
+// tokens[t] is predicted from tokens[0..t); supervised[t] = 1 when that prediction is part of the loss (supervised[0]
+// is always 0).
 struct Document {
   std::span<const int32_t> tokens;
   std::span<const uint8_t> supervised;
@@ -20,13 +21,15 @@ class TokenShards {
  public:
   // Opens what prepare_tokens wrote; throws Error when the manifest or a shard is missing, damaged or altered.
   explicit TokenShards(const std::string& directory);
-  int64_t size() const;               // documents
-  Document document(int64_t i) const; // valid as long as this object
+  int64_t size() const;                // documents
+  Document document(int64_t i) const;  // valid as long as this object
   int64_t tokens() const;
   int64_t supervised() const;
   const PrepareCounts& counts() const;
-  const std::string& hash() const;    // of inputs and options: names the data a checkpoint was trained on
-  double weight(int64_t i) const;     // of the data source that document i came from
+  const std::string& hash() const;  // of inputs and options: names the data a checkpoint was trained on
+  int32_t source(int64_t i) const;  // number of the data source that document i came from
+  double weight(int64_t i) const;   // of that source
+  std::vector<Document> documents() const;
 
  private:
   struct Data;

@@ -45,4 +45,7 @@ ModelConfig parse_model_config(const nlohmann::json& config);
 // The plan in config.json's "uniattn" entry; all layers full when there is none.
 SharingPlan parse_plan(const nlohmann::json& config, const ModelConfig& model);
 
+// The "uniattn" entry that parse_plan reads.
+nlohmann::json describe_plan(const SharingPlan& plan);
+
 }  // namespace uniattn

@@ -23,8 +23,8 @@ struct Compensation {
 struct LayerPlan {
   Mode mode = Mode::full;
   int64_t leader = -1;  // share_probs and share_kv only: the layer whose P (or K, V) is used
-  Compensation compensation;
-  std::vector<int64_t> head_map;  // share_probs only: leader head of each query head; empty is the identity
+  Compensation compensation{};
+  std::vector<int64_t> head_map{};  // share_probs only: leader head of each query head; empty is the identity
   bool operator==(const LayerPlan&) const = default;
 };
 
@@ -38,20 +38,26 @@ struct SharingPlan {
   std::vector<LayerPlan> layers;  // one entry per layer
 
   static SharingPlan all_full(int64_t num_layers);
-  // Layer i of [begin, end) leads when (i - begin) mod group = 0 and follows the nearest leader otherwise; `end` may exceed the number of
-  // layers and the last superblock may be shorter. Throws UsageError when group < 1, begin < 0 or begin is not below num_layers, or end <= begin.
-  static SharingPlan regular(int64_t num_layers, Mode mode, int64_t group, int64_t begin, int64_t end, Compensation compensation);
+  // Layer i of [begin, end) leads when (i - begin) mod group = 0 and follows the nearest leader otherwise; `end` may
+  // exceed the number of layers and the last superblock may be shorter. Throws UsageError when group < 1, begin < 0 or
+  // begin is not below num_layers, or end <= begin.
+  static SharingPlan regular(int64_t num_layers, Mode mode, int64_t group, int64_t begin, int64_t end,
+                             Compensation compensation);
 
-  bool shares() const;                         // any layer that is not full
-  bool leads(int64_t layer) const;             // some follower refers to it
-  std::vector<int64_t> followers() const;      // layers that are not full, ascending
+  bool shares() const;                     // any layer that is not full
+  bool leads(int64_t layer) const;         // some follower refers to it
+  std::vector<int64_t> followers() const;  // layers that are not full, ascending
   std::vector<int64_t> followers_of(int64_t leader) const;
   // The last follower of `leader`, or -1: when its q, k may be let go.
   int64_t last_follower_of(int64_t leader) const;
 
-  // Throws UsageError naming the layer: leader not below it or not full, head map of wrong length or range, rank out of (0, D), mixed mask types.
+  // Throws UsageError naming the layer: leader not below it or not full, head map of wrong length or range, rank out of
+  // (0, D), mixed mask types, or a leader, compensation or head map that its mode has no use for.
   void validate(const PlanLimits& limits) const;
   bool operator==(const SharingPlan&) const = default;
 };
+
+// Throws UsageError naming the first layer whose mode this version cannot run: only full and share_probs can be.
+void require_available_modes(const SharingPlan& plan);
 
 }  // namespace uniattn

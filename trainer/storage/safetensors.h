@@ -1,4 +1,5 @@
-// safetensors files, memory-mapped: https://huggingface.co/docs/safetensors. Every field of a header is checked before use.
+// safetensors files, memory-mapped: https://huggingface.co/docs/safetensors. Every field of a header is checked before
+// use.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -26,12 +27,14 @@ class TensorSource {
   virtual bool contains(const std::string& name) const = 0;
   // Throws Error when the tensor is missing; the message names the source.
   virtual TensorInfo info(const std::string& name) const = 0;
-  // A view of the mapped file (keeps the mapping alive; never write to it). Throws Error as info() does.
+  // A view of the mapped file (keeps the mapping alive; never write to it), a copy where the file's elements are not
+  // aligned. Throws Error as info() does, and for BOOL data other than 0 and 1.
   virtual at::Tensor tensor(const std::string& name) const = 0;
 };
 
-// One mapped .safetensors file. Throws Error naming the file for: a header beyond the file, JSON that is not a header, unknown dtypes, offsets
-// that are out of range, overlap or leave holes, and sizes that do not match dtype x shape.
+// One mapped .safetensors file. Dtypes: F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL. Throws Error naming the file for: a
+// header beyond the file or 100 MB, JSON that is not a header, repeated names, unknown dtypes, offsets that are out of
+// range, overlap or leave holes, trailing bytes, and sizes that do not match dtype x shape.
 class SafetensorsFile : public TensorSource {
  public:
   explicit SafetensorsFile(const std::string& path);
@@ -52,16 +55,22 @@ std::unique_ptr<TensorSource> open_model_tensors(const std::string& directory);
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
-// Writes one file beside `path` and renames it: `path` is either the old file or the whole new one. Tensors may be on any device;
-// data is aligned to 64 bytes. Throws Error (disk full, no permission), leaving nothing behind.
+// Writes one file beside `path` and renames it: `path` is either the old file or the whole new one. Tensors may be on
+// any device; the data section is aligned to 64 bytes and every tensor to its element size. Throws Error (disk full, no
+// permission, a dtype that the format lacks, a repeated name), leaving nothing behind.
 void write_safetensors(const std::string& path, const NamedTensors& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
-// Writes model-0000i-of-0000n.safetensors shards of at most `max_shard_bytes` and model.safetensors.index.json, holding one
-// shard in memory; a single shard becomes model.safetensors without an index.
+// Writes model-0000i-of-0000n.safetensors shards of at most `max_shard_bytes` and model.safetensors.index.json, holding
+// one shard in memory; a single shard becomes model.safetensors without an index. Until finish() shards have temporary
+// names, which the destructor removes. Tensors are held until their shard is written: do not change them before. Throws
+// Error as above.
 class ShardedWriter {
  public:
   ShardedWriter(std::string directory, size_t max_shard_bytes);
+  ~ShardedWriter();
+  ShardedWriter(const ShardedWriter&) = delete;
+  ShardedWriter& operator=(const ShardedWriter&) = delete;
   void add(const std::string& name, const at::Tensor& tensor);
   void finish();
 

@@ -14,14 +14,20 @@ class Tokenizer {
   // Ids of `text` (UTF-8) without BOS or EOS. A special token's spelling inside the text is data, not control.
   // Throws Error for invalid UTF-8.
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
+  // The same for text that follows other text: without the space that some tokenizers put before a beginning.
+  // decode(encode(a) + encode_continuation(b)) is decode(encode(a + b)).
+  virtual std::vector<int32_t> encode_continuation(std::string_view text) const = 0;
+  // Throws Error for ids outside [0, vocab_size()). Control tokens decode to nothing.
   virtual std::string decode(const std::vector<int32_t>& ids) const = 0;
+  // config.json's vocab_size where there is one: an embedding may be longer than the tokenizer's list of pieces.
   virtual int64_t vocab_size() const = 0;
   virtual int32_t bos_id() const = 0;  // -1 when the model has none
   virtual int32_t eos_id() const = 0;  // -1 when the model has none
 };
 
-// The tokenizer of a Hugging Face directory. `tokenizer.model` (SentencePiece) is understood; bos and eos come from config.json's ids where they are given.
-// Throws Error that names the directory and what was looked for.
+// The tokenizer of a Hugging Face directory. `tokenizer.model` (SentencePiece) is understood; bos and eos come from
+// config.json's ids where they are given (of several eos ids the first), else from the model file. Throws Error that
+// names the directory and what was looked for.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& model_directory);
 
 }  // namespace uniattn

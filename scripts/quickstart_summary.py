@@ -1,0 +1,108 @@
+"""Measures the models of the quickstart with the program and writes a table and a plot of them.
+
+python scripts/quickstart_summary.py --program build/release/uniattn --data HELDOUT.jsonl --out runs/quickstart \\
+    base=DIR finetuned=DIR shared=DIR calibrated=DIR uniattn=DIR
+
+Writes OUT/summary.json, {"arms": [{"name", "loss", "parameters", "kv_bytes_per_token", "prefill_tokens_per_s", "decode_tokens_per_s"}]},
+and OUT/summary.png. Loss is in nats per answer token of DATA.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PROMPT_TOKENS, NEW_TOKENS = 512, 64
+COLUMNS = (
+    ("loss", "held-out loss", "{:.4f}"),
+    ("parameters", "parameters", "{:,}"),
+    ("kv_bytes_per_token", "KV bytes/token", "{:,}"),
+    ("prefill_tokens_per_s", "prefill tokens/s", "{:,.0f}"),
+    ("decode_tokens_per_s", "decode tokens/s", "{:,.0f}"),
+)
+Arm = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--program", required=True)
+    parser.add_argument("--data", type=Path, required=True, help="held-out instructions, JSONL in alpaca form")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=5, help="speed measurements per model; the median is reported")
+    parser.add_argument("models", nargs="+", metavar="NAME=DIR")
+    args = parser.parse_args()
+
+    models = dict(model.split("=", 1) for model in args.models)
+    arms = [quality(args.program, name, directory, args.data) for name, directory in models.items()]
+    add_speeds(args.program, arms, models, args.repeats)
+    table = format_table(arms)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "summary.json").write_text(json.dumps({"arms": arms}, indent=2) + "\n")
+    plot(arms, args.out / "summary.png")
+    print(f"\n{table}\n\nloss: nats per answer token on {args.data}")
+    print(f"speed: median of {args.repeats} runs taken in turns, {PROMPT_TOKENS} prompt tokens, {NEW_TOKENS} generated")
+    print(f"written: {args.out / 'summary.json'}, {args.out / 'summary.png'}")
+
+
+def run(program: str, *arguments: str) -> Any:
+    """One command of the program with --json; what it logs goes to stderr."""
+    return json.loads(subprocess.run([program, *arguments, "--json"], check=True, stdout=subprocess.PIPE).stdout)
+
+
+def quality(program: str, name: str, directory: str, data: Path) -> Arm:
+    size = run(program, "inspect", "--model", directory)
+    loss = run(program, "eval", "--model", directory, "--data", str(data), "--format", "alpaca")["loss"]
+    return {"name": name, "loss": loss, **{key: size[key] for key in ("parameters", "kv_bytes_per_token")}}
+
+
+def add_speeds(program: str, arms: list[Arm], models: dict[str, str], repeats: int) -> None:
+    """Models take turns, so that a busy neighbour on the machine slows all of them."""
+    ids = " ".join(str(random.Random(0).randrange(300, 2000)) for _ in range(PROMPT_TOKENS))
+    keys = ("prefill_tokens_per_s", "decode_tokens_per_s")
+    samples: dict[tuple[str, str], list[float]] = {(name, key): [] for name in models for key in keys}
+    for _ in range(repeats):
+        for name, directory in models.items():
+            result = run(program, "generate", "--model", directory, "--ids", ids, "--max-new-tokens", str(NEW_TOKENS))
+            for key in keys:
+                samples[name, key].append(result[key])
+    for arm in arms:
+        arm.update({key: statistics.median(samples[arm["name"], key]) for key in keys})
+
+
+def format_table(arms: list[Arm]) -> str:
+    rows = [["model", *(title for _, title, _ in COLUMNS)]]
+    rows += [[arm["name"], *(form.format(arm[key]) for key, _, form in COLUMNS)] for arm in arms]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "| " + " | ".join("-" * (width - 1) + (":" if i else "-") for i, width in enumerate(widths)) + " |")
+    return "\n".join(lines)
+
+
+def plot(arms: list[Arm], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    panels = (("loss", "held-out loss, nats"), ("kv_bytes_per_token", "KV cache, bytes per token"), ("decode_tokens_per_s", "decode, tokens/s"))
+    names = [arm["name"] for arm in arms]
+    for axis, (key, title) in zip(axes, panels, strict=True):
+        values = [arm[key] for arm in arms]
+        axis.bar_label(axis.bar(names, values, color="#4878a8"), fmt="{:,.4g}", fontsize=8)
+        axis.set_title(title, fontsize=10)
+        axis.tick_params(axis="x", labelrotation=20, labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(y=0.12)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

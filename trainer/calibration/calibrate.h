@@ -1,0 +1,42 @@
+// The init calculation: compensations of a plan's followers by least squares on calibration text, streamed layer by layer (docs/method.md).
+#pragma once
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "checkpoint/model_directory.h"
+#include "data/shards.h"
+#include "parallel/process_group.h"
+
+namespace uniattn {
+
+struct CalibrationOptions {
+  bool fit_output = true;        // the followers' W_o
+  bool fit_compensation = true;  // W_c, in the rank that the plan gives it
+  std::optional<double> ridge;   // empty: chosen on held-out documents
+  double held_out = 0.1;         // share of the documents, at least one
+};
+
+// One follower. Errors are squared residuals of the stream after attention, relative to the base stream's squared norm there.
+struct FollowerReport {
+  int64_t layer = 0, leader = 0;
+  double ridge = 0;
+  double before = 0, after = 0;                    // on the fitted tokens, without and with what was fitted
+  double held_out_before = 0, held_out_after = 0;  // on held-out tokens
+  double seconds = 0;
+};
+
+struct CalibrationResult {
+  NamedTensors weights;  // float32, by checkpoint name
+  std::vector<FollowerReport> followers;
+  int64_t fitted_tokens = 0, held_out_tokens = 0;
+};
+
+// Base and unified model run side by side over the documents, one layer's weights in memory, up to the last follower. Ranks share the documents. Throws Error
+// naming the layer when activations are not finite, UsageError when there are fewer than two documents.
+CalibrationResult calibrate(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan, const TokenShards& data,
+                            const CalibrationOptions& options, ProcessGroup& group);
+
+nlohmann::ordered_json report_json(const CalibrationResult& result);
+
+}  // namespace uniattn

@@ -1,0 +1,25 @@
+// Sufficient statistics of a least-squares problem Y = F W over token rows, in float64.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include "parallel/process_group.h"
+
+namespace uniattn {
+
+class Gram {
+ public:
+  Gram(int64_t features, int64_t targets);
+
+  // Adds rows: f [rows, features], y [rows, targets], any floating dtype.
+  void add(const at::Tensor& f, const at::Tensor& y);
+  void all_reduce(ProcessGroup& group);
+
+  // ||Y - F W||^2 for w [features, targets] float64.
+  double error(const at::Tensor& w) const;
+
+  at::Tensor ff;      // [features, features]
+  at::Tensor fy;      // [features, targets]
+  double yy = 0;      // ||Y||^2
+};
+
+}  // namespace uniattn

@@ -1,0 +1,23 @@
+// Options that several commands have.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace uniattn {
+
+// CONFIG [key.path=value ...] [--dry-run] [--json]
+struct ConfigOptions {
+  std::string path;
+  std::vector<std::string> overrides;
+  bool dry_run = false;
+  bool json = false;
+
+  void add_to(CLI::App& command);
+};
+
+// Results go to stdout: as one JSON object with `json`, else as `text`.
+void print_result(bool json, const nlohmann::ordered_json& result, const std::string& text);
+
+}  // namespace uniattn

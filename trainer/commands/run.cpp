@@ -1,0 +1,165 @@
+// run, prepare, calibrate, train: the commands that work through a configuration.
+#include <filesystem>
+
+#include "commands/commands.h"
+#include "commands/dry_run.h"
+#include "commands/options.h"
+#include "commands/pipeline.h"
+#include "data/show.h"
+#include "parallel/device.h"
+#include "parallel/launch.h"
+#include "support/error.h"
+#include "support/log.h"
+#include "storage/json.h"
+#include "support/signals.h"
+
+namespace uniattn {
+namespace {
+
+using nlohmann::ordered_json;
+
+ordered_json counts_json(const TokenShards& shards) {
+  const PrepareCounts& c = shards.counts();
+  return {{"read", c.read},
+          {"kept", c.kept},
+          {"truncated", c.truncated},
+          {"split", c.split},
+          {"dropped_over_long", c.dropped_over_long},
+          {"dropped_without_labels", c.dropped_without_labels},
+          {"tokens", c.tokens},
+          {"supervised", c.supervised}};
+}
+
+ordered_json data_json(const PreparedData& data) {
+  ordered_json result = ordered_json::object();
+  if (data.calibration) result["calibration"] = counts_json(*data.calibration);
+  if (data.train) result["train"] = counts_json(*data.train);
+  if (data.eval) result["eval"] = counts_json(*data.eval);
+  return result;
+}
+
+// What all four commands do first. Data is ready before the ranks meet, so that no rank waits in a collective for another's tokenizing.
+struct Started {
+  Session session;
+  RunDirectory run;
+  PreparedData data;
+  std::unique_ptr<ProcessGroup> group;
+};
+
+Started start(const ConfigOptions& options) {
+  Started started{.session = open_session(options.path, options.overrides), .run = {}, .data = {}, .group = {}};
+  const bool first = Launch::from_environment().rank == 0;
+  if (!first) log::only_warnings();
+  started.run = create_run_directory(started.session.config);
+  if (first) log::set_file(started.run.log());
+  started.data = prepare_data(started.session, started.run);
+  started.group = std::make_unique<ProcessGroup>(std::chrono::seconds(started.session.config.parallel.timeout_seconds));
+  started.group->require_equal("configuration", to_yaml(started.session.config));
+  watch_signals();
+  return started;
+}
+
+const char* to_string(Outcome outcome) { return outcome == Outcome::finished ? "finished" : "stopped"; }
+
+// Held-out loss of the exported directory: what a user of it gets.
+std::optional<Evaluation> evaluate_export(const Started& started) {
+  if (!started.data.eval) return std::nullopt;
+  const at::Device device = compute_device(started.group->local_rank());
+  const Decoder model = load_decoder(open_model_directory(started.run.exported()), parse_dtype(started.session.config.model.dtype), device);
+  return evaluate(model, started.data.eval->documents(), *started.group);
+}
+
+void run_all(const ConfigOptions& options) {
+  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
+  Started s = start(options);
+  calibrate_run(s.session, s.run, s.data, *s.group);
+  const Outcome outcome = train_run(s.session, s.run, s.data, *s.group, 0);
+  ordered_json result{{"run", s.run.path}, {"outcome", to_string(outcome)}};
+  std::string text = fmt::format("{}: {}", s.run.path, to_string(outcome));
+  if (outcome == Outcome::finished) {
+    if (s.group->rank() == 0) export_run(s.session, s.run, s.run.exported());
+    s.group->barrier();
+    result["export"] = s.run.exported();
+    text += fmt::format("\nexport: {}", s.run.exported());
+    if (const auto evaluation = evaluate_export(s)) {
+      result["loss"] = evaluation->loss;
+      result["perplexity"] = evaluation->perplexity();
+      result["tokens"] = evaluation->tokens;
+      text += fmt::format("\nheld-out loss {:.4f}, perplexity {:.3f}, {} tokens", evaluation->loss, evaluation->perplexity(), evaluation->tokens);
+    }
+  } else {
+    text += "; the same command continues";
+  }
+  if (s.group->rank() == 0) print_result(options.json, result, text);
+}
+
+void run_prepare(const ConfigOptions& options, int64_t show) {
+  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
+  const Session session = open_session(options.path, options.overrides);
+  const RunDirectory run = create_run_directory(session.config);
+  const PreparedData data = prepare_data(session, run);
+  const TokenShards* shards = data.train ? &*data.train : data.calibration ? &*data.calibration : nullptr;
+  std::string text = fmt::format("prepared data: {}", run.data());
+  for (int64_t i = 0; shards && i < std::min(show, shards->size()); ++i)
+    text += "\n\n" + render_sample(shards->document(i), *session.tokenizer, isatty(STDOUT_FILENO));
+  print_result(options.json, data_json(data), text);
+}
+
+void run_calibrate(const ConfigOptions& options) {
+  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
+  Started s = start(options);
+  if (!s.session.config.calibration) fail_usage("`{}` has no `calibration` section", options.path);
+  calibrate_run(s.session, s.run, s.data, *s.group);
+  if (s.group->rank() == 0) print_result(options.json, read_json(s.run.calibration() + "/report.json"), fmt::format("calibrated: {}", s.run.calibration()));
+}
+
+void run_train(const ConfigOptions& options, int64_t stop_after) {
+  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
+  Started s = start(options);
+  if (s.session.config.stages.empty()) fail_usage("`{}` has no `stages`", options.path);
+  const Outcome outcome = train_run(s.session, s.run, s.data, *s.group, stop_after);
+  if (s.group->rank() == 0)
+    print_result(options.json, {{"run", s.run.path}, {"outcome", to_string(outcome)}}, fmt::format("{}: {}", s.run.path, to_string(outcome)));
+}
+
+template <class Options, class Work>
+CLI::App* add(CLI::App& program, const char* name, const char* description, const std::shared_ptr<Options>& options, Work work) {
+  CLI::App* command = program.add_subcommand(name, description);
+  options->add_to(*command);
+  command->footer(fmt::format("Example: uniattn {} configs/quickstart.yaml run.dir=runs/mine", name));
+  command->callback(work);
+  return command;
+}
+
+}  // namespace
+
+void add_run(CLI::App& program) {
+  auto options = std::make_shared<ConfigOptions>();
+  add(program, "run", "The whole pipeline: prepare, calibrate, train, export, eval; continues where it stopped", options,
+      [options] { run_all(*options); });
+}
+
+void add_prepare(CLI::App& program) {
+  auto options = std::make_shared<ConfigOptions>();
+  auto show = std::make_shared<int64_t>(0);
+  add(program, "prepare", "Text to token shards", options, [options, show] { run_prepare(*options, *show); })
+      ->add_option("--show", *show, "Print the first N documents, supervised tokens marked")
+      ->check(CLI::NonNegativeNumber);
+}
+
+void add_calibrate(CLI::App& program) {
+  auto options = std::make_shared<ConfigOptions>();
+  add(program, "calibrate", "The init calculation: compensations by least squares on calibration text", options,
+      [options] { run_calibrate(*options); });
+}
+
+void add_train(CLI::App& program) {
+  auto options = std::make_shared<ConfigOptions>();
+  auto stop_after = std::make_shared<int64_t>(0);
+  add(program, "train", "The training stages; continues from the newest snapshot", options,
+      [options, stop_after] { run_train(*options, *stop_after); })
+      ->add_option("--stop-after", *stop_after, "Save and stop after N further steps; the same command continues")
+      ->check(CLI::PositiveNumber);
+}
+
+}  // namespace uniattn

@@ -1,0 +1,60 @@
+#include "config/plan_config.h"
+
+#include <set>
+
+#include "config/invalid.h"
+#include "config/reader.h"
+
+namespace uniattn {
+namespace {
+
+struct PlanFile {
+  std::vector<LayerPlanConfig> layers;
+  template <class V>
+  void visit(V& v) {
+    v("layers", layers);
+  }
+};
+
+Compensation compensation_of(const CompensationConfig& config) {
+  if (config.kind == "low_rank") return {.kind = Compensation::Kind::low_rank, .rank = config.rank};
+  return {.kind = config.kind == "full" ? Compensation::Kind::full : Compensation::Kind::none};
+}
+
+SharingPlan from_layers(const std::vector<LayerPlanConfig>& layers, int64_t num_layers, const std::string& key) {
+  SharingPlan plan = SharingPlan::all_full(num_layers);
+  std::set<int64_t> seen;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const std::string where = fmt::format("{}.{}", key, i);
+    layers[i].validate(where);
+    const int64_t layer = layers[i].layer;
+    if (layer >= num_layers) invalid(where + ".layer", "is {}; the model's layers are 0 to {}", layer, num_layers - 1);
+    if (!seen.insert(layer).second) invalid(where + ".layer", "layer {} is listed twice; remove one entry", layer);
+    plan.layers[layer] = {.mode = parse_mode(layers[i].mode),
+                          .leader = layers[i].leader,
+                          .compensation = compensation_of(layers[i].compensation),
+                          .head_map = layers[i].head_map};
+  }
+  return plan;
+}
+
+SharingPlan from_file(const std::string& path, int64_t num_layers) {
+  const YamlDocument document(path, {});
+  const PlanFile file = read_document<PlanFile>(document);
+  try {
+    return from_layers(file.layers, num_layers, "layers");
+  } catch (const InvalidKey& error) {
+    document.fail_at(error.key, error.reason);
+  }
+}
+
+}  // namespace
+
+SharingPlan build_plan(const PlanConfig& config, int64_t num_layers) {
+  if (!config.file.empty()) return from_file(config.file, num_layers);
+  if (!config.layers.empty()) return from_layers(config.layers, num_layers, "plan.layers");
+  return SharingPlan::regular(num_layers, parse_mode(config.mode), config.group, config.begin, config.end,
+                              compensation_of(config.compensation));
+}
+
+}  // namespace uniattn

@@ -1,0 +1,210 @@
+// What each section of the configuration must satisfy, and what the sections must satisfy together.
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <set>
+#include <string_view>
+
+#include "config/config.h"
+#include "config/invalid.h"
+
+namespace uniattn {
+namespace {
+
+using Names = std::initializer_list<std::string_view>;
+
+void require_text(const std::string& key, const std::string& value) {
+  if (value.empty()) invalid(key, "is missing or empty; it must be given");
+}
+
+void require_known(const std::string& key, const std::string& value, Names known) {
+  if (std::ranges::find(known, value) == known.end()) {
+    invalid(key, "expected one of {}, found '{}'", fmt::join(known, ", "), value);
+  }
+}
+
+template <class T>
+void require_at_least(const std::string& key, T value, T low) {
+  if (value < low) invalid(key, "must be at least {}, found {}", low, value);
+}
+
+void require_positive(const std::string& key, double value) {
+  if (!(value > 0)) invalid(key, "must be above 0, found {}", value);
+}
+
+void require_within(const std::string& key, double value, double low, double below) {
+  if (!(value >= low && value < below)) invalid(key, "must be at least {} and below {}, found {}", low, below, value);
+}
+
+void validate_compensation(const std::string& key, const CompensationConfig& compensation) {
+  if (compensation.kind == "low_rank") require_at_least<int64_t>(key + ".rank", compensation.rank, 1);
+}
+
+template <class T>
+void validate_items(const std::string& key, const std::vector<T>& items) {
+  for (size_t i = 0; i < items.size(); ++i) items[i].validate(fmt::format("{}.{}", key, i));
+}
+
+// A plan file is read later, when the number of layers is known: it gets the benefit of the doubt.
+bool may_have_compensation(const PlanConfig& plan) {
+  if (plan.group > 0) return plan.compensation.kind != "none";
+  return !plan.file.empty() ||
+         std::ranges::any_of(plan.layers, [](const auto& layer) { return layer.compensation.kind != "none"; });
+}
+
+void validate_stages(const std::vector<StageConfig>& stages, const std::optional<PlanConfig>& plan) {
+  std::set<std::string> names;
+  for (size_t i = 0; i < stages.size(); ++i) {
+    const std::string key = fmt::format("stages.{}", i);
+    stages[i].validate(key);
+    if (!names.insert(stages[i].name).second) {
+      invalid(key + ".name", "'{}' is the name of an earlier stage; give each its own", stages[i].name);
+    }
+    if (stages[i].train == "compensation" && !(plan && may_have_compensation(*plan))) {
+      invalid(key + ".train", "trains the compensation, and the plan has none; set plan.compensation, or train: all");
+    }
+  }
+}
+
+}  // namespace
+
+void RunConfig::validate() const {
+  require_text("run.name", name);
+  require_text("run.dir", dir);
+  require_at_least<int64_t>("run.seed", seed, 0);
+}
+
+void ModelSection::validate() const {
+  require_text("model.path", path);
+  require_known("model.dtype", dtype, {"float32", "bfloat16"});
+}
+
+void LayerPlanConfig::validate(const std::string& where) const {
+  require_at_least<int64_t>(where + ".layer", layer, 0);
+  if (mode == "full")
+    invalid(where + ".mode", "is full (the default), and a layer that is not listed is full; give its mode");
+  require_known(where + ".mode", mode, {"share_probs", "share_kv", "linear", "skip"});
+  validate_compensation(where + ".compensation", compensation);
+}
+
+void PlanConfig::validate() const {
+  if ((group != 0) + !layers.empty() + !file.empty() != 1) {
+    invalid("plan", "expected one of group (with begin and end), layers and file, found {}",
+            group == 0 && layers.empty() && file.empty() ? "none of them" : "several");
+  }
+  require_known("plan.mode", mode, {"share_probs", "share_kv", "linear", "skip"});
+  validate_compensation("plan.compensation", compensation);
+  validate_items("plan.layers", layers);
+  if (group != 0) {
+    require_at_least<int64_t>("plan.group", group, 1);
+    require_at_least<int64_t>("plan.begin", begin, 0);
+    if (end <= begin) invalid("plan.end", "must be above plan.begin ({}), found {}", begin, end);
+    return;
+  }
+  const PlanConfig defaults;
+  const auto only_with_group = [](const char* key, bool is_set) {
+    if (is_set)
+      invalid(key, "belongs to the short form (group, begin, end); in `layers` and `file` each layer has its own");
+  };
+  only_with_group("plan.begin", begin != 0);
+  only_with_group("plan.end", end != 0);
+  only_with_group("plan.mode", mode != defaults.mode);
+  only_with_group("plan.compensation", compensation != defaults.compensation);
+}
+
+void DataSource::validate(const std::string& where) const {
+  require_text(where + ".path", path);
+  require_known(where + ".format", format, {"alpaca", "messages", "text", "ids"});
+  require_positive(where + ".weight", weight);
+}
+
+void CalibrationConfig::validate() const {
+  if (data.empty()) invalid("calibration.data", "is empty; give at least one {{path, format}}");
+  validate_items("calibration.data", data);
+  require_at_least<int64_t>("calibration.samples", samples, 0);
+  require_within("calibration.held_out", held_out, 0, 1);
+  if (ridge && *ridge < 0) invalid("calibration.ridge", "must be `auto` or at least 0, found {}", *ridge);
+  if (!ridge && held_out == 0) {
+    invalid("calibration.held_out",
+            "is 0, and ridge: auto chooses on held-out documents; hold some out, or give a ridge");
+  }
+  if (fit.empty()) invalid("calibration.fit", "is empty; expected some of output, compensation");
+  for (size_t i = 0; i < fit.size(); ++i) {
+    const std::string key = fmt::format("calibration.fit.{}", i);
+    require_known(key, fit[i], {"head_map", "value", "output", "compensation"});
+    if (fit[i] == "head_map" || fit[i] == "value") {
+      invalid(key, "'{}' is not available in this version; use output, compensation or both", fit[i]);
+    }
+    if (std::find(fit.begin(), fit.begin() + static_cast<ptrdiff_t>(i), fit[i]) !=
+        fit.begin() + static_cast<ptrdiff_t>(i)) {
+      invalid(key, "'{}' is listed twice; remove one of them", fit[i]);
+    }
+  }
+}
+
+void DataConfig::validate() const {
+  validate_items("data.train", train);
+  validate_items("data.eval", eval);
+  require_at_least<int64_t>("data.max_length", max_length, 2);
+  require_known("data.over_long", over_long, {"truncate", "drop", "split", "error"});
+}
+
+void StageConfig::validate(const std::string& where) const {
+  require_text(where + ".name", name);
+  require_known(where + ".train", train, {"compensation", "all"});
+  require_at_least<double>(where + ".epochs", epochs, 0);
+  require_at_least<int64_t>(where + ".max_steps", max_steps, 0);
+  if ((epochs > 0) == (max_steps > 0)) {
+    invalid(where, "expected either epochs or max_steps above 0, found {} and {}", epochs, max_steps);
+  }
+  require_positive(where + ".learning_rate", learning_rate);
+}
+
+void OptimizerConfig::validate() const {
+  require_at_least<int64_t>("optimizer.micro_batch", micro_batch, 1);
+  require_at_least<int64_t>("optimizer.accumulation", accumulation, 1);
+  require_known("optimizer.schedule", schedule, {"cosine", "linear", "constant"});
+  require_within("optimizer.warmup_ratio", warmup_ratio, 0, 1);
+  require_at_least<double>("optimizer.weight_decay", weight_decay, 0);
+  require_at_least<double>("optimizer.clip_norm", clip_norm, 0);
+  require_within("optimizer.beta1", beta1, 0, 1);
+  require_within("optimizer.beta2", beta2, 0, 1);
+  require_positive("optimizer.eps", eps);
+}
+
+void CheckpointConfig::validate() const {
+  require_at_least<int64_t>("checkpoint.every_steps", every_steps, 1);
+  require_at_least<int64_t>("checkpoint.keep_last", keep_last, 1);
+}
+
+void ParallelConfig::validate() const {
+  require_at_least<int64_t>("parallel.timeout_seconds", timeout_seconds, 1);
+}
+
+void ExportConfig::validate() const {
+  require_known("export.dtype", dtype, {"float32", "bfloat16", "float16"});
+  require_positive("export.max_shard_gb", max_shard_gb);
+}
+
+void Config::validate() const {
+  run.validate();
+  model.validate();
+  if (plan) plan->validate();
+  if (calibration) calibration->validate();
+  data.validate();
+  validate_stages(stages, plan);
+  optimizer.validate();
+  checkpoint.validate();
+  parallel.validate();
+  exporting.validate();
+
+  if (calibration && !plan) invalid("calibration", "there is no plan to calibrate; add a plan, or remove this section");
+  if (calibration && calibration->fit == std::vector<std::string>{"compensation"} && !may_have_compensation(*plan)) {
+    invalid("calibration.fit",
+            "fits only the compensation, and the plan has none; set plan.compensation, or fit: [output]");
+  }
+  if (!stages.empty() && data.train.empty())
+    invalid("data.train", "is empty, and there are stages to train; give a data set");
+}
+
+}  // namespace uniattn

@@ -1,0 +1,51 @@
+// The decoder: embedding, layers under a sharing plan, head. One class for all families.
+#pragma once
+#include <functional>
+#include <map>
+
+#include "model/batch.h"
+#include "model/layer.h"
+#include "storage/safetensors.h"
+
+namespace uniattn {
+
+// Every tensor of a model under a plan: name and shape, in checkpoint order.
+struct TensorSpec {
+  std::string name;
+  std::vector<int64_t> shape;
+};
+std::vector<TensorSpec> tensor_specs(const ModelConfig& config, const SharingPlan& plan);
+
+// Reads `name` as `dtype` on `device` into memory of its own. Throws Error for a wrong shape or values that are not finite.
+at::Tensor read_tensor(const TensorSource& source, const std::string& name, const std::vector<int64_t>& shape, at::ScalarType dtype,
+                       at::Device device = at::kCPU);
+
+Layer read_layer(const TensorSource& source, const ModelConfig& config, const LayerPlan& plan, int64_t index, at::ScalarType dtype,
+                 at::Device device = at::kCPU);
+
+// Embedding of tokens [T] -> [T, D].
+at::Tensor embed(const ModelConfig& config, const at::Tensor& embedding, const at::Tensor& tokens);
+
+class Decoder {
+ public:
+  ModelConfig config;
+  SharingPlan plan;
+  at::Tensor embedding;   // [vocab, D]
+  at::Tensor final_norm;  // [D]
+  at::Tensor head;        // [vocab, D]; the embedding itself when tied
+  std::vector<Layer> layers;
+
+  // Compensations that the source lacks start at zero (low rank: up zero, down random with a fixed seed).
+  static Decoder read(const TensorSource& source, const ModelConfig& config, const SharingPlan& plan, at::ScalarType dtype,
+                      at::Device device = at::kCPU);
+
+  // Final normed hidden states [T, D] of packed sequences.
+  at::Tensor hidden(const Batch& batch) const;
+  // Cross-entropy of every position's label [T] float32, 0 where there is none. Logits of the whole batch never exist.
+  at::Tensor token_losses(const Batch& batch) const;
+
+  // Tensors by their checkpoint names; a tied head is listed once.
+  std::vector<std::pair<std::string, at::Tensor*>> parameters();
+};
+
+}  // namespace uniattn

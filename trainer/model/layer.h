@@ -1,0 +1,60 @@
+// One decoder layer: its tensors, their Hugging Face names, and its computation on packed sequences.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "uniattn/ops.h"
+
+namespace uniattn {
+
+// Undefined tensors are those that the layer's mode drops. Projections are [out, in].
+struct Layer {
+  at::Tensor input_norm, q, k, v, o;
+  at::Tensor compensation;                          // [D, D]
+  at::Tensor compensation_down, compensation_up;    // [r, D], [D, r]
+  at::Tensor post_attention_norm;                   // post-norm families only
+  at::Tensor mlp_norm, gate, up, down;
+  at::Tensor post_mlp_norm;                         // post-norm families only
+};
+
+// A tensor's name in a Hugging Face checkpoint, the shape it must have, and its place in Layer.
+struct LayerSlot {
+  std::string name;
+  std::vector<int64_t> shape;
+  at::Tensor Layer::*member;
+};
+
+std::vector<LayerSlot> layer_slots(const ModelConfig& config, const LayerPlan& plan, int64_t index);
+
+// What all layers of one forward pass over packed sequences share. T = tokens.
+struct Sequences {
+  at::Tensor cu_seqlens;  // [sequences + 1] int32
+  at::Tensor cos, sin;    // [T, head_dim / 2] float32
+};
+
+// positions [T] int64.
+Sequences make_sequences(const ModelConfig& config, const at::Tensor& positions, const at::Tensor& cu_seqlens);
+
+AttentionOptions attention_options(const ModelConfig& config, int64_t layer);
+
+// The follower's head map as int64 [heads] on `device`; empty for the identity.
+std::optional<at::Tensor> head_map_tensor(const LayerPlan& plan, at::Device device);
+
+// rms_norm with the family's convention for the weight.
+at::Tensor norm(const ModelConfig& config, const at::Tensor& x, const at::Tensor& weight);
+
+// Queries and keys of x [T, D] after the rotary embedding, [T, heads, head_dim] and [T, kv_heads, head_dim].
+at::Tensor rotated_heads(const ModelConfig& config, const at::Tensor& x, const at::Tensor& projection, const Sequences& sequences);
+// Values, [T, kv_heads, head_dim].
+at::Tensor value_heads(const ModelConfig& config, const at::Tensor& x, const at::Tensor& projection);
+
+// W_o of the heads' outputs [T, heads, head_dim] plus the layer's compensation of its normed input x [T, D]; post-norm included.
+at::Tensor attention_output(const ModelConfig& config, const Layer& layer, const at::Tensor& heads, const at::Tensor& x);
+
+// The residual stream after the MLP, from that after attention. [T, D]
+at::Tensor add_mlp(const ModelConfig& config, const Layer& layer, const at::Tensor& residual);
+
+}  // namespace uniattn
