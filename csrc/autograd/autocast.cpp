@@ -49,6 +49,11 @@ struct Autocast {
     return call(op, x, weight.to(x.scalar_type()), eps, unit_offset);
   }
 
+  static Tensor linear(const Tensor& x, const Tensor& weight) {
+    static const auto op = find_operator<decltype(linear)>("uniattn::linear");
+    return call(op, cast(x), cast(weight));
+  }
+
   static Tensor gated_activation(const Tensor& gate, const Tensor& up, std::string_view activation) {
     static const auto op = find_operator<decltype(gated_activation)>("uniattn::gated_activation");
     return call(op, cast(gate), cast(up), activation);
@@ -64,6 +69,7 @@ struct Autocast {
     m.impl("attention", attention);
     m.impl("attend", attend);
     m.impl("rms_norm", rms_norm);
+    m.impl("linear", linear);
     m.impl("gated_activation", gated_activation);
     m.impl("linear_cross_entropy", linear_cross_entropy);
   }
