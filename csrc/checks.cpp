@@ -139,6 +139,13 @@ void check_gated_activation(const Tensor& gate, const Tensor& up, std::string_vi
                     "activation must be 'silu' or 'gelu_tanh', got '", activation, "'");
 }
 
+void check_linear(const Tensor& x, const Tensor& weight) {
+  check_floating(x, "x");
+  TORCH_CHECK_VALUE(x.dim() >= 1 && weight.dim() == 2 && weight.sym_size(1) == x.sym_size(-1),
+                    "weight must be [D, F], F the last dimension of x ", x.sym_sizes(), ", got ", weight.sym_sizes());
+  check_same_kind(weight, "weight", x, "x");
+}
+
 void check_linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& labels, int64_t chunk) {
   check_floating(hidden, "hidden");
   TORCH_CHECK_VALUE(hidden.dim() == 2, "hidden must be [tokens, D], got ", hidden.sym_sizes());

@@ -32,6 +32,7 @@ std::vector<int64_t> check_sequences(const at::Tensor& cu_seqlens, int64_t token
 void check_rms_norm(const at::Tensor& x, const at::Tensor& weight);
 void check_rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 void check_gated_activation(const at::Tensor& gate, const at::Tensor& up, std::string_view activation);
+void check_linear(const at::Tensor& x, const at::Tensor& weight);
 void check_linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels,
                                 int64_t chunk);
 

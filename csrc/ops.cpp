@@ -48,6 +48,11 @@ Tensor gated_activation(const Tensor& gate, const Tensor& up, const char* activa
   return op.call(gate, up, activation);
 }
 
+Tensor linear(const Tensor& x, const Tensor& weight) {
+  static const auto op = find_operator<Tensor(const Tensor&, const Tensor&)>("uniattn::linear");
+  return op.call(x, weight);
+}
+
 Tensor compensated_output(const Tensor& o, const Tensor& w_o, const Tensor& x, const Tensor& w_c) {
   static const auto op =
       find_operator<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&)>("uniattn::compensated_output");

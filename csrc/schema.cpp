@@ -17,6 +17,7 @@ TORCH_LIBRARY(uniattn, m) {
   m.def("rms_norm(Tensor x, Tensor weight, float eps, bool unit_offset=False) -> Tensor");
   m.def("rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor");
   m.def("gated_activation(Tensor gate, Tensor up, str activation) -> Tensor");
+  m.def("linear(Tensor x, Tensor weight) -> Tensor");
   m.def("compensated_output(Tensor o, Tensor w_o, Tensor x, Tensor w_c) -> Tensor");
   m.def(
       "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor labels, float softcap=0., int chunk=1024) -> Tensor");

@@ -72,6 +72,26 @@ class GatedActivation : public torch::autograd::Function<GatedActivation> {
   }
 };
 
+class Linear : public torch::autograd::Function<Linear> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({x, weight});
+    return uniattn::linear(x, weight);
+  }
+
+  // Both gradients are products of the same form.
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1];
+    const Tensor dx = ctx->needs_input_grad(0) ? uniattn::linear(grads[0], weight.t()) : Tensor();
+    if (!ctx->needs_input_grad(1)) return {dx, Tensor()};
+    const Tensor grad_rows = grads[0].reshape_symint({-1, weight.sym_size(0)});
+    const Tensor rows = x.reshape_symint({-1, weight.sym_size(1)});
+    return {dx, uniattn::linear(grad_rows.t(), rows.t())};
+  }
+};
+
 class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight, const Tensor& labels,
@@ -111,6 +131,10 @@ Tensor rotary_autograd(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   return Rotary::apply(x, cos, sin);
 }
 
+Tensor linear_autograd(const Tensor& x, const Tensor& weight) {
+  return Linear::apply(x, weight);
+}
+
 Tensor gated_activation_autograd(const Tensor& gate, const Tensor& up, std::string_view activation) {
   return GatedActivation::apply(gate, up, std::string(activation));
 }
@@ -131,6 +155,7 @@ TORCH_LIBRARY_IMPL(uniattn, Autograd, m) {
   m.impl("rms_norm", rms_norm_autograd);
   m.impl("rotary", rotary_autograd);
   m.impl("gated_activation", gated_activation_autograd);
+  m.impl("linear", linear_autograd);
   m.impl("linear_cross_entropy", linear_cross_entropy_autograd);
 }
 

@@ -1,4 +1,4 @@
-// CPU kernel of linear + cross-entropy for float32 and bfloat16: PyTorch's matrix products over blocks of tokens small
+// CPU kernel of linear + cross-entropy for float32 and bfloat16: matrix products over blocks of tokens small
 // enough that the softmax finds their logits in cache.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -10,13 +10,14 @@
 #include "composite/composite.h"
 #include "cpu/kernels.h"
 #include "cpu/types.h"
+#include "uniattn/ops.h"
 
 namespace uniattn::cpu {
 namespace {
 
 using at::Tensor;
 
-constexpr int64_t kBlockRows = 256;
+constexpr int64_t kBlockRows = 512;
 
 LogitsArgs logits_args(const Tensor& logits, double softcap, const Tensor& labels, const Tensor& lse) {
   return {logits.data_ptr(),
@@ -50,7 +51,7 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_forward(const Tensor& hidden, co
   const Tensor supervised = composite::supervised_tokens(labels, weight.size(0));
   for (const Tensor& rows : supervised.split(std::min(chunk, kBlockRows))) {
     if (rows.numel() == 0) break;
-    const Tensor logits = at::linear(hidden.index_select(0, rows), weight);
+    const Tensor logits = uniattn::linear(hidden.index_select(0, rows), weight);
     const Tensor row_labels = labels.index_select(0, rows);
     const Tensor row_loss = at::empty({rows.numel()}, loss.options()), row_lse = at::empty_like(row_loss);
     for_row_blocks(logits_args(logits, softcap, row_labels, row_lse), [&](const LogitsArgs& args, int64_t begin) {
@@ -75,14 +76,14 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad, con
   for (const Tensor& rows : supervised.split(std::min(chunk, kBlockRows))) {
     if (rows.numel() == 0) break;
     const Tensor h = hidden.index_select(0, rows);
-    const Tensor logits = at::linear(h, weight);
+    const Tensor logits = uniattn::linear(h, weight);
     const Tensor row_labels = labels.index_select(0, rows), row_lse = lse.index_select(0, rows);
     const Tensor row_grad = grad.index_select(0, rows);
     for_row_blocks(logits_args(logits, softcap, row_labels, row_lse), [&](const LogitsArgs& args, int64_t begin) {
       kernels().cross_entropy_backward(args, row_grad.const_data_ptr<float>() + begin);
     });
-    dhidden.index_copy_(0, rows, at::mm(logits, weight));
-    hidden.scalar_type() == at::kFloat ? dweight.addmm_(logits.t(), h) : dweight.add_(at::mm(logits.t(), h));
+    dhidden.index_copy_(0, rows, uniattn::linear(logits, weight.t()));
+    dweight.add_(uniattn::linear(logits.t(), h.t()));
   }
   return {dhidden, dweight.to(weight.scalar_type())};
 }

@@ -84,7 +84,8 @@ class UniAttnConfig(PreTrainedConfig):
     def to_dict(self):
         out = super().to_dict()
         out["layer_types"] = [
-            t if entry["mode"] == "full" else entry["mode"] for t, entry in zip(self.layer_types, self.uniattn["layers"])
+            t if entry["mode"] == "full" else entry["mode"]
+            for t, entry in zip(self.layer_types, self.uniattn["layers"])
         ]
         return out
 
@@ -99,7 +100,9 @@ def check_plan(uniattn):
             "Use the modeling_uniattn.py that belongs to the directory."
         )
     if uniattn.get("base_model_type") not in FAMILIES:
-        raise ValueError(f"`uniattn.base_model_type` is {uniattn.get('base_model_type')!r}, not one of {list(FAMILIES)}")
+        raise ValueError(
+            f"`uniattn.base_model_type` is {uniattn.get('base_model_type')!r}, not one of {list(FAMILIES)}"
+        )
     unknown = set(uniattn) - {"version", "base_model_type", "layers"}
     if unknown:
         raise ValueError(f"unknown keys in `uniattn`: {sorted(unknown)}")
@@ -204,7 +207,7 @@ class UniAttnAttention(nn.Module):
         self.compensation = make_compensation(config, entry)
 
     def forward(self, x, lent, position_embeddings, attention_mask, past_key_values, **kwargs):
-        """x [batch, tokens, D]; lent: the leader's (q, k, v). Returns the branch's output, P or None, and own (q, k, v)."""
+        """x [batch, tokens, D]; lent: the leader's (q, k, v). Returns the branch's output, P or None, q, k and v."""
         if self.mode in ("linear", "skip"):
             self.cache_length(x, past_key_values)
             out = torch.zeros_like(x) if self.compensation is None else self.compensation(x)
@@ -234,7 +237,7 @@ class UniAttnAttention(nn.Module):
         return q, k, v
 
     def cache_length(self, x, cache):
-        """A layer without keys and values caches one number per token: caches are asked for their length at any layer."""
+        """Where there are no keys and values, one number per token: caches are asked for their length at any layer."""
         if cache is not None:
             cache.update(x[:, None, :, :1], x[:, None, :, :0], self.layer_idx)
 
@@ -263,7 +266,7 @@ class UniAttnDecoderLayer(GradientCheckpointingLayer):
             self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
 
     def forward(self, h, q=None, k=None, v=None, **kwargs):
-        """h [batch, tokens, D]; q, k, v: the leader's, positional so that checkpointing sees them. Returns h and own q, k, v."""
+        """h [batch, tokens, D]; q, k, v: the leader's, positional for gradient checkpointing. Returns h, q, k, v."""
         branch, _, *own = self.self_attn(self.input_layernorm(h), (q, k, v), **kwargs)
         if self.post_norms:
             h = h + self.post_attention_layernorm(branch)
@@ -338,7 +341,9 @@ class UniAttnModel(UniAttnPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-            lent = {l: qkv for l, qkv in (lent | {i: own}).items() if l in self.leaders[i + 1 :]}  # until the last follower
+            lent = {
+                l: qkv for l, qkv in (lent | {i: own}).items() if l in self.leaders[i + 1 :]
+            }  # until the last follower
         return BaseModelOutputWithPast(last_hidden_state=self.norm(h), past_key_values=past_key_values)
 
     def embed(self, input_ids):

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from support.models import LLAMA3, write_base
 from support.program import Program
+from support.runs import VOCAB, Project
 from support.stories import Stories
 
 torch.set_num_threads(1)
@@ -51,3 +53,21 @@ def material():
 def stories(material, tmp_path_factory):
     """stories260K as a Hugging Face directory, and text sampled from it."""
     return Stories(material, tmp_path_factory.mktemp("stories"))
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    return write_base(tmp_path_factory.mktemp("models") / "base", vocab_size=VOCAB, scaling=LLAMA3)
+
+
+@pytest.fixture
+def project(tmp_path, base):
+    return Project(tmp_path, base)
+
+
+@pytest.fixture(scope="session")
+def finished(run_uniattn, base, tmp_path_factory):
+    """(result, run folder, project) of one whole `uniattn run`."""
+    project = Project(tmp_path_factory.mktemp("finished"), base)
+    config, run = project.config("whole")
+    return run_uniattn("run", config), run, project

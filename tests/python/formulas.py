@@ -51,3 +51,7 @@ def linear_cross_entropy(hidden, weight, labels, softcap=0.0):
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
     return torch.nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=-100)
+
+
+def linear(x, weight):
+    return x @ weight.T

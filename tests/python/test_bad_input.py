@@ -77,7 +77,12 @@ def test_values_out_of_range(run_uniattn, project, section, naming):
         {"group": 2, "begin": 0, "end": 4, "compensation": {"rank": 4800}},
         {"layers": [{"layer": 1, "mode": "share_probs", "leader": 2}]},
         {"layers": [{"layer": 4, "mode": "share_probs", "leader": 0}]},
-        {"layers": [{"layer": 1, "mode": "share_probs", "leader": 0}, {"layer": 2, "mode": "share_probs", "leader": 1}]},
+        {
+            "layers": [
+                {"layer": 1, "mode": "share_probs", "leader": 0},
+                {"layer": 2, "mode": "share_probs", "leader": 1},
+            ]
+        },
         {"layers": [{"layer": 1, "mode": "share_probs", "leader": 0, "head_map": [0, 1]}]},
         {"layers": [{"layer": 1, "mode": "share_probs", "leader": 0, "head_map": [0, 1, 2, 9]}]},
     ],

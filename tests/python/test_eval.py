@@ -16,7 +16,13 @@ SHAPES = {
     "tied": {"tie_word_embeddings": True},
     "multi-head": {"num_key_value_heads": 4},
     "multi-query": {"num_key_value_heads": 1, "num_hidden_layers": 2},
-    "odd": {"hidden_size": 60, "num_attention_heads": 5, "num_key_value_heads": 5, "intermediate_size": 77, "vocab_size": 131},
+    "odd": {
+        "hidden_size": 60,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+        "intermediate_size": 77,
+        "vocab_size": 131,
+    },
     "wide heads": {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 32},
     "llama3": {"scaling": LLAMA3, "rope_theta": 500000.0},
     "llama3 published": {"scaling": LLAMA3, "rope_theta": 500000.0, "published": True, "tie_word_embeddings": True},
@@ -140,7 +146,9 @@ def test_bfloat16_loss(run_uniattn, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     tokens = sum(len(d) - 1 for d in docs)
     with torch.no_grad():
-        expected = sum(model(torch.tensor([d]), labels=torch.tensor([d])).loss.item() * (len(d) - 1) for d in docs) / tokens
+        expected = (
+            sum(model(torch.tensor([d]), labels=torch.tensor([d])).loss.item() * (len(d) - 1) for d in docs) / tokens
+        )
     result = run_uniattn("eval", "--model", base, "--ids", ids, "--window", 64, "--dtype", "bfloat16")
     assert result["loss"] == pytest.approx(expected, abs=1e-2)
 
@@ -171,7 +179,9 @@ def original_logits(bin_file, ids):
     split = lambda x: x.unflatten(-1, (-1, head_dim)).transpose(0, 1)
 
     def rope(x):
-        turned = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.polar(torch.ones_like(angle), angle)
+        turned = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.polar(
+            torch.ones_like(angle), angle
+        )
         return torch.view_as_real(turned).flatten(-2)
 
     h = t["embedding"][ids]

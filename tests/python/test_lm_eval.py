@@ -30,10 +30,12 @@ def test_log_likelihoods(tmp_path):
     data.write_text("".join(json.dumps({"question": words(q), "answer": words(a)}) + "\n" for q, a in SAMPLES))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "words.yaml").write_text(TASK.format(data=data))
-    tasks = pytest.importorskip("lm_eval.tasks").TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
+    tasks = pytest.importorskip("lm_eval.tasks").TaskManager(
+        include_path=str(tmp_path / "tasks"), include_defaults=False
+    )
     results = lm_eval.simple_evaluate(
-        model="hf", model_args=f"pretrained={path},trust_remote_code=True,dtype=float32", tasks=["words"], task_manager=tasks,
-        device="cpu", batch_size=2, bootstrap_iters=0, log_samples=True,
+        model="hf", model_args=f"pretrained={path},trust_remote_code=True,dtype=float32", device="cpu",
+        tasks=["words"], task_manager=tasks, batch_size=2, bootstrap_iters=0, log_samples=True,
     )  # fmt: skip
     found = [sample["resps"][0][0][0] for sample in results["samples"]["words"]]
     assert found == pytest.approx([log_likelihood(Oracle(path), *sample) for sample in SAMPLES], abs=1e-4)

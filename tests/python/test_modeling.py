@@ -3,7 +3,16 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.models import GEMMA2, LLAMA3, MISTRAL, edit_config, follower, write_base, write_unified, write_word_tokenizer
+from support.models import (
+    GEMMA2,
+    LLAMA3,
+    MISTRAL,
+    edit_config,
+    follower,
+    write_base,
+    write_unified,
+    write_word_tokenizer,
+)
 from support.oracle import Oracle
 from transformers import AutoModelForCausalLM, Gemma2ForCausalLM, LlamaForCausalLM, MistralForCausalLM, pipeline
 
@@ -206,7 +215,8 @@ def test_mixed_mask_types_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name,shape", [("model.layers.1.self_attn.k_proj.weight", None), ("model.layers.2.self_attn.q_proj.weight", (48, 48))]
+    "name,shape",
+    [("model.layers.1.self_attn.k_proj.weight", None), ("model.layers.2.self_attn.q_proj.weight", (48, 48))],
 )
 def test_weights_that_do_not_fit_are_refused(unified, name, shape):
     file = unified / "model.safetensors"

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -249,6 +250,49 @@ def test_inference_mode_and_strided_inputs():
         out, probs = uniattn.attention(*fused.chunk(3, dim=1), cu_seqlens, followers=1)
         follower = uniattn.attend(probs[0], values[1])
     assert_close([out, follower], formulas.superblock(q, k, values, [None, None], cu_seqlens))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_no_tokens_at_all(dtype):
+    outs, grads = gradients(run_superblock, *make_superblock([0], 4, 2, 16, 2, dtype)[:3], [None, None], packed([0, 0]))
+    assert all(x.numel() == 0 for x in [*outs, *grads])
+
+
+def test_autocast_computes_in_its_dtype():
+    q, k, values, cu_seqlens = make_superblock([40], 4, 2, 32, layers=2, dtype=torch.float32)
+    leaves = [t.requires_grad_() for t in (q, k, *values)]
+    with torch.autocast("cpu", torch.bfloat16):
+        outs = run_superblock(*leaves[:2], leaves[2:], [None, None], cu_seqlens)
+    assert all(out.dtype == torch.bfloat16 for out in outs)
+    halves = [t.detach().bfloat16() for t in leaves]
+    expected = run_superblock(*halves[:2], halves[2:], [None, None], cu_seqlens)
+    assert all(torch.equal(a, b) for a, b in zip(outs, expected, strict=True))
+    grads = torch.autograd.grad(sum(out.float().square().sum() for out in outs), leaves)
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in grads)
+
+
+MEASURE_MEMORY = """
+import resource, sys, torch, uniattn
+torch.set_num_threads(2)
+tokens, head_dim = int(sys.argv[1]), int(sys.argv[2])
+q, k, v, v_1 = (torch.randn(tokens, 1, head_dim, requires_grad=True) for _ in range(4))
+out, probs = uniattn.attention(q, k, v, followers=1)
+(out + uniattn.attend(probs[0], v_1)).sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("head_dim", [16, 10], ids=["kernels", "composite"])
+def test_memory_is_linear_in_tokens(head_dim):
+    """Twice the tokens: one [tokens, tokens] matrix would add 50 million floats."""
+    path = os.pathsep.join([str(Path(uniattn.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
+    peaks = []
+    for tokens in (4096, 8192):
+        command = [sys.executable, "-c", MEASURE_MEMORY, str(tokens), str(head_dim)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        peaks.append(int(result.stdout) * 1024)
+    assert peaks[1] - peaks[0] < 0.5 * 4 * (8192**2 - 4096**2)
 
 
 @pytest.mark.parametrize(

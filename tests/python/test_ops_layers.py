@@ -22,6 +22,8 @@ CASES = {
     "rms_norm one row": (lambda m: lambda x, w: m.rms_norm(x, w, 1e-5), [(3,), (3,)]),
     "rms_norm unit_offset": (lambda m: lambda x, w: m.rms_norm(x, w, 1e-6, True), [(5, 67), (67,)]),
     "rotary": (lambda m: lambda x: m.rotary(x, *angles(5, 9, x.dtype if x.dtype == torch.float64 else torch.float32)), [(5, 3, 18)]),
+    "linear": (lambda m: lambda x, w: m.linear(x, w), [(2, 3, 8), (5, 8)]),
+    "linear large": (lambda m: lambda x, w: m.linear(x, w), [(70, 64), (80, 64)]),
     "silu": (lambda m: lambda g, u: m.gated_activation(g, u, "silu"), [(4, 35), (4, 35)]),
     "gelu_tanh": (lambda m: lambda g, u: m.gated_activation(g, u, "gelu_tanh"), [(2, 3, 16), (2, 3, 16)]),
     "cross_entropy": (lambda m: lambda h, w: m.linear_cross_entropy(h, w, LABELS), [(7, 16), (8, 16)]),
@@ -43,7 +45,8 @@ def test_equals_the_formula(case):
     expected = outputs_and_gradients(make(formulas), inputs)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-11)
-    assert torch.autograd.gradcheck(make(uniattn), [x.requires_grad_() for x in inputs])
+    if sum(x.numel() for x in inputs) < 1000:
+        assert torch.autograd.gradcheck(make(uniattn), [x.requires_grad_() for x in inputs])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -73,6 +76,21 @@ def test_cross_entropy_without_supervised_tokens_is_zero():
     assert loss.count_nonzero() == hidden.grad.count_nonzero() == weight.grad.count_nonzero() == 0
 
 
+def test_autocast():
+    x, weight = draw(7, 16, dtype=torch.float32), draw(16, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert uniattn.rms_norm(x.bfloat16(), weight, 1e-5).dtype == torch.bfloat16
+        assert uniattn.rms_norm(x, weight, 1e-5).dtype == torch.float32
+        assert uniattn.gated_activation(x, x).dtype == torch.bfloat16
+        assert uniattn.compensated_output(x, x, x, x).dtype == torch.bfloat16
+        assert uniattn.linear_cross_entropy(x, x, LABELS).dtype == torch.float32
+
+
+def test_linear_has_second_derivatives():
+    x, weight = draw(3, 4).requires_grad_(), draw(5, 4, seed=1).requires_grad_()
+    assert torch.autograd.gradgradcheck(uniattn.linear, [x, weight])
+
+
 def test_compensated_output():
     o, w_o, x, w_c = draw(7, 6), draw(4, 6, seed=1), draw(7, 4, seed=2), draw(4, 4, seed=3)
     torch.testing.assert_close(uniattn.compensated_output(o, w_o, x, w_c), o @ w_o.T + x @ w_c.T)
@@ -94,6 +112,7 @@ def test_compensated_output():
         (lambda: uniattn.linear_cross_entropy(draw(6, 4), draw(9, 4), LABELS), r"labels must be int64 \[tokens\] = \[6\]"),
         (lambda: uniattn.linear_cross_entropy(draw(7, 4), draw(9, 5), LABELS), r"weight must be \[vocab, D\]"),
         (lambda: uniattn.linear_cross_entropy(draw(7, 4), draw(9, 4), LABELS, chunk=0), "chunk must be positive"),
+        (lambda: uniattn.linear(draw(7, 4), draw(9, 5)), r"weight must be \[D, F\]"),
         (lambda: uniattn.compensated_output(draw(7, 4), draw(9, 5), draw(7, 9), draw(9, 9)), r"w_o must be \[D, F\]"),
     ],
 )
@@ -108,6 +127,7 @@ def test_bad_arguments_are_named(call, message):
         ("rms_norm", lambda: (draw(3, 8).requires_grad_(), draw(8).requires_grad_(), 1e-5)),
         ("rotary", lambda: (draw(5, 3, 8).requires_grad_(), *angles(5, 4))),
         ("gated_activation", lambda: (draw(3, 8).requires_grad_(), draw(3, 8).requires_grad_(), "silu")),
+        ("linear", lambda: (draw(2, 3, 8).requires_grad_(), draw(5, 8).requires_grad_())),
         ("compensated_output", lambda: (draw(7, 6), draw(4, 6).requires_grad_(), draw(7, 4), draw(4, 4).requires_grad_())),
         ("linear_cross_entropy", lambda: (draw(7, 4).requires_grad_(), draw(9, 4).requires_grad_(), LABELS)),
     ],

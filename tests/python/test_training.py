@@ -64,12 +64,14 @@ def test_loss_and_gradient(run_uniattn, tmp_path, unified, data, optimizer):
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_update_is_adamw(run_uniattn, tmp_path, clip):
-    """Norm weights are not decayed. Where a gradient is nearly zero AdamW's first step is its sign: compare as a whole."""
+    """Norm weights are not decayed. Compared as a whole: where a gradient is nearly zero its sign decides."""
     project, train, documents = ids_project(tmp_path, unified=True)
     _, norm, model = reference_step(project.model, documents)
     assert norm > 0.5
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    groups = [{"params": [p for p in model.parameters() if p.ndim == d], "weight_decay": w} for d, w in ((1, 0.0), (2, 0.1))]
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim == d], "weight_decay": w} for d, w in ((1, 0.0), (2, 0.1))
+    ]
     if clip:
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     torch.optim.AdamW(groups, lr=1e-3, eps=1e-3).step()
@@ -83,14 +85,18 @@ def test_update_is_adamw(run_uniattn, tmp_path, clip):
 def test_answers_and_their_end_are_supervised(run_uniattn, material, stories, tmp_path):
     """PMC and Tulu-3 samples: prompts rendered and tokenized here, independently of the program."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(stories.path / "tokenizer.model"))
-    samples = [s for name in ("pmc_llama_instructions_1000", "tulu3_sft_filtered_1000") for s in short(material, name, pieces)]
+    samples = [
+        s for name in ("pmc_llama_instructions_1000", "tulu3_sft_filtered_1000") for s in short(material, name, pieces)
+    ]
     file = tmp_path / "samples.jsonl"
     file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     documents = [tokenize(sample, pieces) for sample in samples]
     loss, norm, _ = reference_step(stories.path, documents)
     optimizer = {"micro_batch": 2, "accumulation": 2}
     data = {"max_length": 512, "pack": False}
-    line, _ = one_step(run_uniattn, Project(tmp_path, stories.path), [{"path": str(file), "format": "alpaca"}], data, optimizer)
+    line, _ = one_step(
+        run_uniattn, Project(tmp_path, stories.path), [{"path": str(file), "format": "alpaca"}], data, optimizer
+    )
     assert line["supervised_tokens"] == sum(len(ids) - prompt for ids, prompt in documents)
     assert line["loss"] == pytest.approx(loss, rel=1e-5)
     assert line["grad_norm"] == pytest.approx(norm, rel=1e-4)
@@ -114,10 +120,11 @@ def tokenize(sample, pieces):
         )
     else:
         prompt = (
-            "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+            "Below is an instruction that describes a task. "
+            "Write a response that appropriately completes the request.\n\n"
             f"### Instruction:\n{instruction}\n\n### Response:"
         )
     prompt_ids = [BOS] + pieces.encode(prompt)
-    # The answer follows other text, so it has no space of its own: what is left of "\n" + answer without "▁" and "<0x0A>".
+    # The answer follows other text, so it gets no space of its own: drop "▁" and "<0x0A>" of "\n" + answer.
     answer = pieces.encode("\n" + sample["output"])[2:]
     return prompt_ids + answer + [EOS], len(prompt_ids)

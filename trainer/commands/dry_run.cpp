@@ -78,7 +78,8 @@ void dry_run(const Session& session, bool json) {
   if (session.config.calibration) sample("calibration", session.config.calibration->data);
   sample("training", session.config.data.train);
   sample("held-out", session.config.data.eval);
-  text += "\n\nGB per rank    parameters  masters  gradients  moments  activations    total";
+  if (!session.config.stages.empty())
+    text += "\n\nGB per rank    parameters  masters  gradients  moments  activations    total";
   for (const StageConfig& stage : session.config.stages) {
     const Memory memory = stage_memory(session, stage);
     result["memory"][stage.name] = memory_json(memory);

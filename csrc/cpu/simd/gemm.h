@@ -11,10 +11,11 @@ namespace uniattn::cpu::UNIATTN_ISA {
 
 inline constexpr int64_t kColumns = 16;  // the same for all instruction sets, so that the callers pad alike
 
+// The accumulators of a step fill most of the registers and leave room for a row of B.
 #if defined(__AVX512F__)
-inline constexpr int kRowsPerStep = 6, kVectorsPerStep = 4;  // 24 of 32 registers accumulate
+inline constexpr int kAccumulators = 24, kVectorsPerStep = 4;  // of 32 registers
 #else
-inline constexpr int kRowsPerStep = 4, kVectorsPerStep = 2;  // 8 of 16, and room for what is loaded
+inline constexpr int kAccumulators = 8, kVectorsPerStep = 2;  // of 16
 #endif
 
 template <class E>
@@ -64,7 +65,7 @@ inline void multiply_step(const E* a, int64_t lda, const E* b, int64_t ldb, floa
 }
 
 // All rows of one strip of columns.
-template <class E, Layout layout, int vectors, int rows = kRowsPerStep>
+template <class E, Layout layout, int vectors, int rows>
 inline void multiply_strip(const E* a, int64_t lda, const E* b, int64_t ldb, float* c, int64_t ldc, int64_t m,
                            int64_t k, bool accumulate) {
   const int64_t step = layout == Layout::kRows ? lda : Element<E>::kPair;
@@ -81,16 +82,16 @@ inline void multiply_strip(const E* a, int64_t lda, const E* b, int64_t ldb, flo
 }
 
 // lda is the allocated k of an A by rows or the allocated m of a paired one, ldb the allocated n of B, ldc that of C.
-template <class E, Layout layout>
+template <class E, Layout layout, int vectors = kVectorsPerStep>
 void multiply(const E* a, int64_t lda, const E* b, int64_t ldb, float* c, int64_t ldc, int64_t m, int64_t n, int64_t k,
               bool accumulate) {
-  constexpr int64_t wide = kVectorsPerStep * kLanes, pair = Element<E>::kPair;
-  int64_t j = 0;
-  for (; j + wide <= n; j += wide) {
-    multiply_strip<E, layout, kVectorsPerStep>(a, lda, b + j * pair, ldb, c + j, ldc, m, k, accumulate);
+  constexpr int64_t wide = vectors * kLanes;
+  constexpr int rows = kAccumulators / vectors < 12 ? kAccumulators / vectors : 12;
+  for (; n >= wide; n -= wide, b += wide * Element<E>::kPair, c += wide) {
+    multiply_strip<E, layout, vectors, rows>(a, lda, b, ldb, c, ldc, m, k, accumulate);
   }
-  for (; j < n; j += kColumns) {
-    multiply_strip<E, layout, kColumns / kLanes>(a, lda, b + j * pair, ldb, c + j, ldc, m, k, accumulate);
+  if constexpr (vectors > 1) {
+    if (n > 0) multiply<E, layout, vectors - 1>(a, lda, b, ldb, c, ldc, m, n, k, accumulate);
   }
 }
 

@@ -46,9 +46,9 @@ inline void pack_bfloat16(const PackArgs& args, const Tile& tile, const BFloat16
   } else if (args.packing == Packing::kPaired) {
     for (int64_t t = 0; t < tile.count; t += 2) {
       for (int64_t c = 0; c < d; c += kLanes) {
-        const Vec first = load(source + t * stride + c);
-        const Vec second = t + 1 < tile.count ? load(source + (t + 1) * stride + c) : Vec{};
-        store_words(out + t * d + 2 * c, paired(first, second));
+        const Bits first = load_bits(source + t * stride + c);
+        const Bits second = t + 1 < tile.count ? load_bits(source + (t + 1) * stride + c) : Bits{};
+        store_words(out + t * d + 2 * c, reinterpret_cast<Int>(first | (second << 16)));
       }
     }
   } else {  // the pairs of a row are words already: a transposition of words

@@ -36,11 +36,11 @@ DROPPED = {  # the projections that a mode does without
 
 
 def write_base(path, family="llama", seed=0, published=False, scaling=None, rope_theta=10000.0, **overrides):
-    """A random model as `transformers` saves it; `published` rewrites config.json in the dialect of the original releases."""
+    """A random model as `transformers` saves it; `published`: config.json in the dialect of the original releases."""
     fields = dict(
         vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=12, max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=None,
-        tie_word_embeddings=False, rope_parameters={"rope_theta": rope_theta, **(scaling or {"rope_type": "default"})},
+        num_key_value_heads=2, head_dim=12, max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
+        pad_token_id=None, tie_word_embeddings=False, rope_parameters={"rope_theta": rope_theta, **(scaling or {"rope_type": "default"})},
     )  # fmt: skip
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **fields | overrides)
@@ -114,7 +114,11 @@ def write_unified(path, base, layers, seed=0, tokenizer=None):
     }
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(config, indent=2))
-    save_file(unified_weights(load_file(base / "model.safetensors"), layers, seed), path / "model.safetensors", {"format": "pt"})
+    save_file(
+        unified_weights(load_file(base / "model.safetensors"), layers, seed),
+        path / "model.safetensors",
+        {"format": "pt"},
+    )
     shutil.copy(MODELING, path)
     for extra in (base / "generation_config.json", *(Path(tokenizer).glob("tokenizer*") if tokenizer else ())):
         shutil.copy(extra, path)
@@ -137,7 +141,9 @@ def unified_weights(weights, layers, seed):
         shapes = {}
         if "compensation_rank" in entry:
             rank = entry["compensation_rank"]
-            shapes = {"weight": (size, size)} if rank is None else {"down.weight": (rank, size), "up.weight": (size, rank)}
+            shapes = (
+                {"weight": (size, size)} if rank is None else {"down.weight": (rank, size), "up.weight": (size, rank)}
+            )
         for name, shape in shapes.items():
             weights[f"{prefix}compensation.{name}"] = 0.3 * torch.randn(shape, generator=generator) * shape[1] ** -0.5
     return weights

@@ -1,4 +1,4 @@
-"""The forward pass of a base or unified directory in plain PyTorch: explicit T x T softmax, no `transformers`, any dtype."""
+"""The forward pass of a base or unified directory in plain PyTorch: explicit T x T softmax, any dtype."""
 
 import json
 import math
@@ -30,7 +30,11 @@ class Oracle:
         self.w = {name: t.to(dtype) for file in files for name, t in load_file(file).items()}
         self.dtype, c = dtype, self.config
         self.family = c.get("uniattn", {}).get("base_model_type", c["model_type"])
-        self.heads, self.kv_heads, self.layers = c["num_attention_heads"], c["num_key_value_heads"], c["num_hidden_layers"]
+        self.heads, self.kv_heads, self.layers = (
+            c["num_attention_heads"],
+            c["num_key_value_heads"],
+            c["num_hidden_layers"],
+        )
         self.head_dim = c.get("head_dim") or c["hidden_size"] // self.heads
         self.plan = c["uniattn"]["layers"] if "uniattn" in c else [{"mode": "full"}] * self.layers
 
@@ -39,7 +43,9 @@ class Oracle:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config["rms_norm_eps"]) * weight
 
     def split(self, x, name):
-        return (x @ self.w[name + ".weight"].T).unflatten(-1, (-1, self.head_dim)).transpose(0, 1)  # [heads, T, head_dim]
+        return (
+            (x @ self.w[name + ".weight"].T).unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
+        )  # [heads, T, head_dim]
 
     def rope(self, x):
         angle = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * inverse_frequencies(self.config, self.head_dim)
@@ -91,13 +97,15 @@ class Oracle:
 
     @torch.no_grad()
     def logits(self, ids):
-        """ids: token numbers of one sequence. Returns [T, vocab]."""
-        embedding, lent = self.w["model.embed_tokens.weight"], {}
+        """ids: one sequence. Returns [T, vocab]; leaves trace[i] = (x, branch, stream after attention) of layer i."""
+        embedding, lent, self.trace = self.w["model.embed_tokens.weight"], {}, []
         h = embedding[torch.as_tensor(ids)]
         h = h * (h.shape[-1] ** 0.5 if self.family == "gemma2" else 1)
         for i in range(self.layers):
             p = f"model.layers.{i}."
-            branch = self.attention(i, self.norm(h, p + "input_layernorm"), lent)
+            x = self.norm(h, p + "input_layernorm")
+            branch = self.attention(i, x, lent)
+            self.trace.append((x, branch, h + branch))
             if self.family == "gemma2":
                 h = h + self.norm(branch, p + "post_attention_layernorm")
                 branch = self.mlp(self.norm(h, p + "pre_feedforward_layernorm"), p)
@@ -116,6 +124,8 @@ class Oracle:
             for start in range(0, len(ids), window):
                 piece = torch.tensor(ids[start : start + window])
                 if len(piece) > 1:
-                    total += torch.nn.functional.cross_entropy(self.logits(piece)[:-1], piece[1:], reduction="sum").item()
+                    total += torch.nn.functional.cross_entropy(
+                        self.logits(piece)[:-1], piece[1:], reduction="sum"
+                    ).item()
                     count += len(piece) - 1
         return total / count, count

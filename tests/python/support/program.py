@@ -21,11 +21,13 @@ class Program:
     def run(self, *arguments, timeout=300, prefix=(), largest_file=None):
         """The finished process, whatever its exit code.
 
-        prefix: a launcher such as torchrun and its options; largest_file: bytes after which writes fail, as on a full disk.
+        prefix: a launcher and its options, as torchrun; largest_file: bytes after which writes fail, as on a full disk.
         """
         command = [*map(str, prefix), str(self.binary), *map(str, arguments)]
         limits = {}
-        if largest_file is not None:  # Python ignores SIGXFSZ and the child keeps that, so that a write returns an error
+        if (
+            largest_file is not None
+        ):  # Python ignores SIGXFSZ and the child keeps that, so that a write returns an error
             limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
             limits = {"preexec_fn": limit, "restore_signals": False}
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=self.environment, **limits)

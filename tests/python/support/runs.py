@@ -6,6 +6,7 @@ from pathlib import Path
 
 import sentencepiece
 import yaml
+
 from support.stories import write_ids
 
 VOCAB = 320
