@@ -85,4 +85,5 @@ build() {
 set_up() {
   step "System packages" install_system_packages
   step "Python environment" install_python_packages
+  export PATH="$PWD/.venv/bin:$PATH"  # CMake looks for Ninja there
 }
