@@ -16,7 +16,7 @@ target_include_directories(torch_imported SYSTEM INTERFACE
   "${TORCH_DIR}/include" "${TORCH_DIR}/include/torch/csrc/api/include")
 # libtorch exports a private copy of std::filesystem in which remove_all crashes: libstdc++ must be found first.
 target_link_libraries(torch_imported INTERFACE -lstdc++
-  "${TORCH_DIR}/lib/libtorch.so" "${TORCH_DIR}/lib/libtorch_cpu.so" "${TORCH_DIR}/lib/libc10.so" -lgomp)
+  "${TORCH_DIR}/lib/libtorch.so" "${TORCH_DIR}/lib/libtorch_cpu.so" "${TORCH_DIR}/lib/libc10.so")
 # fmt is the header-only copy that PyTorch ships; at::parallel_for is serial in files compiled without -fopenmp.
 target_compile_definitions(torch_imported INTERFACE FMT_HEADER_ONLY)
 target_compile_options(torch_imported INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)

@@ -46,7 +46,7 @@ void write_logits(const Decoder& model, const std::vector<Document>& documents, 
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> parts;
   for (const Document& document : documents) {
-    at::Tensor logits = at::linear(model.hidden(make_batch({document})), model.head).to(at::kFloat);
+    at::Tensor logits = uniattn::linear(model.hidden(make_batch({document})), model.head).to(at::kFloat);
     if (const double cap = model.config.final_softcap; cap > 0) logits = (logits / cap).tanh() * cap;
     parts.push_back(std::move(logits));
   }

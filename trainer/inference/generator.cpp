@@ -44,7 +44,7 @@ int64_t Generator::cache_bytes() const {
 
 at::Tensor Generator::logits(const at::Tensor& stream) const {
   const at::Tensor last = norm(model_.config, stream.narrow(0, stream.size(0) - 1, 1), model_.final_norm);
-  at::Tensor out = at::linear(last, model_.head).squeeze(0).to(at::kFloat);
+  at::Tensor out = uniattn::linear(last, model_.head).squeeze(0).to(at::kFloat);
   if (const double cap = model_.config.final_softcap; cap > 0) out = (out / cap).tanh() * cap;
   return out;
 }

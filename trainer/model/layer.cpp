@@ -25,7 +25,7 @@ at::Tensor inverse_frequencies(const ModelConfig& config) {
 }
 
 at::Tensor project_heads(const ModelConfig& config, const at::Tensor& x, const at::Tensor& projection) {
-  return at::linear(x, projection).view({x.size(0), -1, config.head_dim});
+  return uniattn::linear(x, projection).view({x.size(0), -1, config.head_dim});
 }
 
 }  // namespace
@@ -92,16 +92,16 @@ at::Tensor value_heads(const ModelConfig& config, const at::Tensor& x, const at:
 
 at::Tensor attention_output(const ModelConfig& config, const Layer& layer, const at::Tensor& heads, const at::Tensor& x) {
   const at::Tensor o = heads.flatten(1);
-  at::Tensor out = layer.compensation.defined() ? compensated_output(o, layer.o, x, layer.compensation) : at::linear(o, layer.o);
-  if (layer.compensation_down.defined()) out = out + at::linear(at::linear(x, layer.compensation_down), layer.compensation_up);
+  at::Tensor out = layer.compensation.defined() ? compensated_output(o, layer.o, x, layer.compensation) : uniattn::linear(o, layer.o);
+  if (layer.compensation_down.defined()) out = out + uniattn::linear(uniattn::linear(x, layer.compensation_down), layer.compensation_up);
   return config.post_norms ? norm(config, out, layer.post_attention_norm) : out;
 }
 
 at::Tensor add_mlp(const ModelConfig& config, const Layer& layer, const at::Tensor& residual) {
   const at::Tensor x = norm(config, residual, layer.mlp_norm);
   const char* activation = config.activation == Activation::silu ? "silu" : "gelu_tanh";
-  const at::Tensor hidden = gated_activation(at::linear(x, layer.gate), at::linear(x, layer.up), activation);
-  const at::Tensor out = at::linear(hidden, layer.down);
+  const at::Tensor hidden = gated_activation(uniattn::linear(x, layer.gate), uniattn::linear(x, layer.up), activation);
+  const at::Tensor out = uniattn::linear(hidden, layer.down);
   return residual + (config.post_norms ? norm(config, out, layer.post_mlp_norm) : out);
 }
 
