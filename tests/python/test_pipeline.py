@@ -211,6 +211,14 @@ def test_inspect_llama_31_8b(run_uniattn, material, project):
     assert result["base_parameters"] == 8030261248
 
 
+PUBLISHED = {"llama-2-7b-chat": 6738415616, "mistral-7b-instruct-v0.3": 7248023552, "gemma-2-9b": 9241705984}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_inspect_published_configs(run_uniattn, material, name):
+    assert run_uniattn("inspect", "--model", material / "configs" / name)["parameters"] == PUBLISHED[name]
+
+
 def test_stories_on_pmc_and_tulu3(run_uniattn, material, stories, tmp_path):
     """A trained model and real instruction data through every phase."""
     sets = {}
