@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Times a superblock of g layers against g calls of scaled_dot_product_attention, interleaved in one run.
 
-Prints CSV: median milliseconds of both sides, the median of the per-round ratios, and the useful GFLOP/s (causal products
-that the formulas need, recomputation not counted). Rounds in which this process did not get its threads are dropped.
+Prints CSV: median milliseconds of both sides, the median of the per-round ratios, and the useful GFLOP/s (causal
+products that g separate layers need, recomputation not counted). Rounds in which this process did not get its threads
+are dropped: a row with 0 rounds says that the machine was busy.
 
     python scripts/bench_attention.py --group 4 --tokens 1024 --heads 8 --kv-heads 8 --head-dim 64 --dtype float32
 """

@@ -31,7 +31,7 @@ struct Heads {
 
 // Whether the kernels take attention over queries like q; shapes are checked later.
 inline bool takes(const at::Tensor& q) {
-  return is_supported(q) && q.dim() == 3 && q.size(2) % kHeadDimMultiple == 0 && q.size(2) > 0 &&
+  return is_supported(q) && q.dim() == 3 && q.size(2) % kColumnMultiple == 0 && q.size(2) > 0 &&
          q.size(2) <= kMaxHeadDim;
 }
 

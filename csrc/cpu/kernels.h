@@ -1,14 +1,15 @@
 // The CPU kernels as one table of functions per instruction set; kernels() is the best one that this processor runs.
 //
 // The functions take plain pointers and parameter structs, work on one tile or a few rows, and never allocate: threads,
-// memory and checks are the caller's.
+// memory and checks are the caller's. Functions in this header are static: compiled for several instruction sets, one
+// shared copy might be the wrong one.
 #pragma once
 #include <cstdint>
 
 namespace uniattn::cpu {
 
-inline constexpr int64_t kTile = 64;             // tokens in a tile
-inline constexpr int64_t kHeadDimMultiple = 16;  // head_dim that the kernels take
+inline constexpr int64_t kTile = 64;            // tokens in a tile
+inline constexpr int64_t kColumnMultiple = 16;  // a product's columns: head_dim and padded tiles are multiples of it
 inline constexpr int64_t kMaxHeadDim = 256;
 
 enum class Type { kFloat32, kBFloat16 };
@@ -21,8 +22,8 @@ struct Tile {
 };
 
 // `count` rounded up to what a matrix product's columns need.
-inline int64_t padded(int64_t count) {
-  return (count + kHeadDimMultiple - 1) / kHeadDimMultiple * kHeadDimMultiple;
+static inline int64_t padded(int64_t count) {
+  return (count + kColumnMultiple - 1) / kColumnMultiple * kColumnMultiple;
 }
 
 // Packed copies of one head hold tile t at tiles[t].offset * head_dim, in one of three layouts. Their elements are
@@ -69,7 +70,7 @@ struct ForwardArgs {
   int64_t out_stride;
   float* scratch;  // forward_scratch(head_dim) floats
 };
-inline int64_t forward_scratch(int64_t head_dim) {
+static inline int64_t forward_scratch(int64_t head_dim) {
   return kTile * (kTile + head_dim);
 }
 
@@ -92,7 +93,7 @@ struct ValueBackwardArgs {
   int64_t dv_stride;
   float* scratch;  // value_backward_scratch(head_dim) floats
 };
-inline int64_t value_backward_scratch(int64_t head_dim) {
+static inline int64_t value_backward_scratch(int64_t head_dim) {
   return kTile * (kTile + head_dim);
 }
 
@@ -122,7 +123,7 @@ struct SuperblockBackwardArgs {
   int64_t stride;
   float* scratch;  // superblock_backward_scratch(head_dim) floats
 };
-inline int64_t superblock_backward_scratch(int64_t head_dim) {
+static inline int64_t superblock_backward_scratch(int64_t head_dim) {
   return kTile * (4 * kTile + 2 * head_dim);
 }
 

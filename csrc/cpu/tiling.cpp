@@ -41,7 +41,7 @@ TileRange Tiling::keys_of(int64_t tile, const AttentionOptions& options) const {
 
 TileRange Tiling::queries_of(int64_t tile, const AttentionOptions& options) const {
   const Tile& t = tiles[tile];
-  const int64_t reach = t.begin + t.count - 1 + options.window;
+  const int64_t reach = t.begin + t.count - 1 + std::min(options.window, t.sequence_end);  // any window is allowed
   const int64_t end = options.window > 0 ? std::min(t.sequence_end, reach) : t.sequence_end;
   return range_in_sequence(t, tile, options.causal ? t.begin : t.sequence_begin, end);
 }

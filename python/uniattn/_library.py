@@ -19,7 +19,10 @@ def _find() -> Path:
         if candidate.is_file():
             return candidate
     tried = "\n  ".join(str(candidate) for candidate in candidates)
-    raise ImportError(f"uniattn's operator library was not found; build it with ./scripts/build or set UNIATTN_LIBRARY. Tried:\n  {tried}")
+    raise ImportError(
+        "uniattn's operator library was not found; build it with ./scripts/build or set UNIATTN_LIBRARY. "
+        f"Tried:\n  {tried}"
+    )
 
 
 def load() -> None:

@@ -1,7 +1,7 @@
 """Typed wrappers of the operators in ``torch.ops.uniattn``.
 
-Sequences are packed: sequence s owns tokens ``cu_seqlens[s]`` to ``cu_seqlens[s + 1]``. Every function is differentiable
-once, except where it says otherwise.
+Sequences are packed: sequence s owns tokens ``cu_seqlens[s]`` to ``cu_seqlens[s + 1]``. Every function is
+differentiable once, except where it says otherwise.
 """
 
 from typing import NamedTuple, Optional
@@ -13,8 +13,8 @@ from torch import Tensor
 class Probs(NamedTuple):
     """One follower's right to use a leader's attention pattern P; pass it to :func:`attend` once.
 
-    P is never stored: it is rebuilt from the leader's ``q``, ``k`` and ``lse`` [heads, tokens]. The three handles carry the
-    follower's share of the gradient back to the leader.
+    P is never stored: it is rebuilt from the leader's ``q``, ``k`` and ``lse`` [heads, tokens]. The three handles carry
+    the follower's share of the gradient back to the leader.
     """
 
     q: Tensor
@@ -72,8 +72,8 @@ def attend(probs: Probs, v: Tensor, head_map: Optional[Tensor] = None) -> Tensor
     Args:
         probs: from :func:`attention`; each one serves a single call.
         v: [tokens, kv_heads, head_dim], shaped and typed like the leader's v.
-        head_map: int64 [heads]; query head n reads the pattern of leader head ``head_map[n]``. It need not be a permutation
-            and may cross KV groups; None is the identity.
+        head_map: int64 [heads]; query head n reads the pattern of leader head ``head_map[n]``. It need not be a
+            permutation and may cross KV groups; None is the identity.
 
     Returns:
         out [tokens, heads, head_dim]. Gradients reach v, and the leader's q and k.
@@ -104,7 +104,10 @@ def gated_activation(gate: Tensor, up: Tensor, activation: str = "silu") -> Tens
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x weightᵀ, x [..., F], weight [D, F]; on CPU in float32 up to twice as fast as torch's. Differentiable any number of times."""
+    """x weightᵀ, x [..., F], weight [D, F]; on CPU in float32 at the processor's full speed.
+
+    Differentiable any number of times.
+    """
     return torch.ops.uniattn.linear(x, weight)
 
 
@@ -113,7 +116,9 @@ def compensated_output(o: Tensor, w_o: Tensor, x: Tensor, w_c: Tensor) -> Tensor
     return torch.ops.uniattn.compensated_output(o, w_o, x, w_c)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float = 0.0, chunk: int = 1024) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float = 0.0, chunk: int = 1024
+) -> Tensor:
     """Cross-entropy of softcap(hidden weightᵀ) without ever holding the logits of more than ``chunk`` tokens.
 
     hidden [tokens, D], weight [vocab, D], labels int64 [tokens] (-100: ignored). Returns the loss per token, float32

@@ -243,6 +243,14 @@ def test_second_derivatives_are_refused():
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_window_beyond_all_tokens_is_none(dtype):
+    arguments = make_superblock([70], 2, 2, 16, 2, dtype)
+    bounded = gradients(run_superblock, *arguments[:3], [None, None], arguments[3], window=2**62)
+    free = gradients(run_superblock, *arguments[:3], [None, None], arguments[3])
+    assert all(torch.equal(a, b) for a, b in zip([*bounded[0], *bounded[1]], [*free[0], *free[1]], strict=True))
+
+
 def test_inference_mode_and_strided_inputs():
     q, k, values, cu_seqlens = make_superblock([6, 3], 4, 4, 8, layers=2)
     fused = torch.cat([q, k, values[0]], dim=1)

@@ -1,4 +1,4 @@
-// Small matrix products of tiles that live in cache: C [m, n] (+)= A B, float32, n a multiple of kColumns.
+// Small matrix products of tiles that live in cache: C [m, n] (+)= A B, float32, n a multiple of kColumnMultiple.
 //
 // The elements of A and B are float, or pairs of bfloat16 that one instruction multiplies and sums. B is stored
 // "paired", [k / kPair][n][kPair]: for float that is by rows. A is read one scalar (or pair) at a time and broadcast,
@@ -8,8 +8,6 @@
 #include "cpu/simd/vec.h"
 
 namespace uniattn::cpu::UNIATTN_ISA {
-
-inline constexpr int64_t kColumns = 16;  // the same for all instruction sets, so that the callers pad alike
 
 // The accumulators of a step fill most of the registers and leave room for a row of B.
 #if defined(__AVX512F__)

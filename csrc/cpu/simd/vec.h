@@ -55,7 +55,9 @@ inline void store(float* p, Vec x) {
 inline Bits load_bits(const BFloat16* p) {
   return __builtin_convertvector(static_cast<Half>(*reinterpret_cast<const LooseHalf*>(p)), Bits);
 }
-inline Vec load(const BFloat16* p) { return reinterpret_cast<Vec>(load_bits(p) << 16); }
+inline Vec load(const BFloat16* p) {
+  return reinterpret_cast<Vec>(load_bits(p) << 16);
+}
 // The bits of x as bfloat16 in the upper halves, rounded to nearest even; a NaN stays one. The lower halves are
 // garbage.
 inline Bits rounded_bits(Vec x) {

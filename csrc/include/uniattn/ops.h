@@ -55,7 +55,8 @@ at::Tensor rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 // act(gate) * up; activation "silu" or "gelu_tanh".
 at::Tensor gated_activation(const at::Tensor& gate, const at::Tensor& up, const char* activation);
 
-// x W^T as at::linear, at the processor's full speed on CPU. x [..., F], weight [D, F]. Differentiable any number of times.
+// x W^T as at::linear, at the processor's full speed on CPU. x [..., F], weight [D, F]. Differentiable any number of
+// times.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight);
 
 // o W_o^T + x W_c^T: the compensation and o_proj as one product. o [tokens, F], w_o [D, F], x [tokens, D], w_c [D, D].
