@@ -22,6 +22,7 @@ import transformers
 from quickstart_docs import Doc, gather
 
 HELD_OUT_SHARE = 0.06  # of the modules
+HELD_OUT_INSTRUCTIONS = 240  # enough to tell the models apart; each is evaluated several times
 VOCABULARY = 512  # small, so that a model of this size soon needs its attention to make words of pieces
 ANSWER_LENGTH = (40, 400)  # characters
 QUESTIONS = (
@@ -46,7 +47,9 @@ def main() -> None:
     texts = [text(doc) for doc in train]
     write_lines(directory / "corpus.jsonl", ({"text": line} for line in texts))
     write_lines(directory / "instructions-train.jsonl", filter(None, map(instruction, train)))
-    write_lines(directory / "instructions-heldout.jsonl", filter(None, map(instruction, fresh)))
+    held_out_rows = [row for row in map(instruction, fresh) if row]
+    random.Random(0).shuffle(held_out_rows)
+    write_lines(directory / "instructions-heldout.jsonl", held_out_rows[:HELD_OUT_INSTRUCTIONS])
     write_model(directory / "untrained", texts)
     (directory / "complete").touch()
 

@@ -11,13 +11,15 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-PROMPT_TOKENS, NEW_TOKENS = 512, 64
+PROMPT_TOKENS, NEW_TOKENS = 512, 256
 COLUMNS = (
     ("loss", "held-out loss", "{:.4f}"),
     ("parameters", "parameters", "{:,}"),
@@ -39,7 +41,9 @@ def main() -> None:
 
     models = dict(model.split("=", 1) for model in args.models)
     arms = [quality(args.program, name, directory, args.data) for name, directory in models.items()]
-    add_speeds(args.program, arms, models, args.repeats)
+    with tempfile.TemporaryDirectory() as scratch:
+        endless = {name: without_end(Path(directory), Path(scratch) / name) for name, directory in models.items()}
+        add_speeds(args.program, arms, endless, args.repeats)
     table = format_table(arms)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "summary.json").write_text(json.dumps({"arms": arms}, indent=2) + "\n")
@@ -62,6 +66,16 @@ def quality(program: str, name: str, directory: str, data: Path) -> Arm:
     size = run(program, "inspect", "--model", directory)
     loss = run(program, "eval", "--model", directory, "--data", str(data), "--format", "alpaca")["loss"]
     return {"name": name, "loss": loss, **{key: size[key] for key in ("parameters", "kv_bytes_per_token")}}
+
+
+def without_end(directory: Path, copy: Path) -> str:
+    """A copy of the model that knows no end token: all models must generate the same number of tokens to be compared."""
+    shutil.copytree(directory, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["eos_token_id"] = None
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "generation_config.json").unlink(missing_ok=True)
+    return str(copy)
 
 
 def add_speeds(program: str, arms: list[Arm], models: dict[str, str], repeats: int) -> None:
