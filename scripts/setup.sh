@@ -2,7 +2,7 @@
 # Everything is looked up before it is installed, so a machine that is ready needs neither root nor a network.
 
 # Libraries and tools that pip does not bring. CMake and Ninja come from pip, LibTorch from the torch wheel.
-apt_packages=(build-essential git python3-venv python3-dev libsentencepiece-dev libyaml-cpp-dev libcli11-dev nlohmann-json3-dev
+apt_packages=(build-essential git python3-dev libsentencepiece-dev libyaml-cpp-dev libcli11-dev nlohmann-json3-dev
   libpcre2-dev libspdlog-dev libfmt-dev libgloo-dev libxxhash-dev catch2 mold ccache)
 
 say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
@@ -27,18 +27,18 @@ find_python() {
   done
 }
 
+# install_system_packages PACKAGE...
 install_system_packages() {
   if ! command -v apt-get >/dev/null; then
-    echo "This machine has no apt: where the build stops, install what these Debian packages hold: ${apt_packages[*]}" >&2
+    echo "This machine has no apt: where the build stops, install what these Debian packages hold: $*" >&2
     return
   fi
-  [ -n "$(find_python)" ] || apt_packages+=(python3.11 python3.11-venv python3.11-dev)
   local package missing=()
-  for package in "${apt_packages[@]}"; do
+  for package in "$@"; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
   done
   if [ ${#missing[@]} -eq 0 ]; then
-    echo "all ${#apt_packages[@]} packages are there"
+    echo "all there: $*"
     return
   fi
   local as_root=()
@@ -82,7 +82,18 @@ build() {
   .venv/bin/cmake --build "build/$preset" --target "${@:-all}"
 }
 
+# Downloads of apt and pip go side by side, as soon as Python can make an environment.
+install_packages() {
+  local python_packages=(python3-venv)
+  [ -n "$(find_python)" ] || python_packages=(python3.11 python3.11-venv python3.11-dev)
+  install_system_packages "${python_packages[@]}"
+  install_system_packages "${apt_packages[@]}" &
+  local system=$!
+  install_python_packages
+  wait "$system"
+}
+
 set_up() {
-  step "System packages" install_system_packages
-  step "Python environment" install_python_packages
+  step "System packages and Python environment" install_packages
+  export PATH="$PWD/.venv/bin:$PATH"  # CMake looks for Ninja there
 }
