@@ -5,6 +5,9 @@
 apt_packages=(build-essential git python3-dev libsentencepiece-dev libyaml-cpp-dev libcli11-dev nlohmann-json3-dev
   libpcre2-dev libspdlog-dev libfmt-dev libgloo-dev libxxhash-dev catch2 mold ccache)
 
+# Threads that wait for each other sleep instead of spinning: on a machine that others use too, spinning costs more than all the work.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
 say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
 
 # step NAME COMMAND...: runs the command and says how long it took.
