@@ -1,4 +1,5 @@
-// Precompiled for the trainer: PyTorch's headers and the large ones of other libraries, which cost more to parse than our own code.
+// Precompiled for the trainer: PyTorch's headers and the large ones of other libraries, which cost more to parse than
+// our own code.
 #pragma once
 #include "torch_pch.h"
 // clang-format off

@@ -8,7 +8,8 @@
 #include "support/log.h"
 
 int main(int argc, char** argv) {
-  CLI::App program("uniattn: post-train a language model so that neighbouring layers share one softmax attention pattern.");
+  CLI::App program(
+      "uniattn: post-train a language model so that neighbouring layers share one softmax attention pattern.");
   program.require_subcommand(1);
   program.set_help_all_flag("--help-all", "Help of all commands");
   uniattn::add_run(program);

@@ -14,7 +14,9 @@ using namespace uniattn::testing;
 
 namespace {
 
-double relative(const at::Tensor& a, const at::Tensor& b) { return ((a - b).norm() / b.norm()).item<double>(); }
+double relative(const at::Tensor& a, const at::Tensor& b) {
+  return ((a - b).norm() / b.norm()).item<double>();
+}
 
 Gram gram_of(const at::Tensor& f, const at::Tensor& y, int64_t rows_at_once) {
   Gram gram(f.size(1), y.size(1));
@@ -59,11 +61,15 @@ TEST_CASE("the ridge is chosen on held-out rows", "[calibration]") {
 
 TEST_CASE("rank-deficient, constant and zero problems have finite solutions", "[calibration]") {
   const at::Tensor narrow = at::randn({5, 12}, at::kDouble), y = at::randn({5, 3}, at::kDouble);
-  CHECK(at::isfinite(solve_ridge(gram_of(narrow, y, 5), gram_of(narrow, y, 5), {12}, std::nullopt).w).all().item<bool>());
+  CHECK(
+      at::isfinite(solve_ridge(gram_of(narrow, y, 5), gram_of(narrow, y, 5), {12}, std::nullopt).w).all().item<bool>());
   const at::Tensor constant = at::ones({50, 6}, at::kDouble), target = at::randn({50, 3}, at::kDouble);
-  CHECK(at::isfinite(solve_ridge(gram_of(constant, target, 50), gram_of(constant, target, 50), {6}, std::nullopt).w).all().item<bool>());
+  CHECK(at::isfinite(solve_ridge(gram_of(constant, target, 50), gram_of(constant, target, 50), {6}, std::nullopt).w)
+            .all()
+            .item<bool>());
   const at::Tensor zero = at::zeros({50, 6}, at::kDouble);
-  CHECK(solve_ridge(gram_of(zero, zero, 50), gram_of(zero, zero, 50), {6}, std::nullopt).w.abs().max().item<double>() == 0);
+  CHECK(solve_ridge(gram_of(zero, zero, 50), gram_of(zero, zero, 50), {6}, std::nullopt).w.abs().max().item<double>() ==
+        0);
   const at::Tensor broken = at::full({5, 2}, std::numeric_limits<double>::quiet_NaN(), at::kDouble);
   CHECK_THROWS_AS(solve_ridge(gram_of(broken, broken, 5), gram_of(broken, broken, 5), {2}, std::nullopt), Error);
 }
@@ -71,7 +77,9 @@ TEST_CASE("rank-deficient, constant and zero problems have finite solutions", "[
 TEST_CASE("low rank is the best one in the metric of the inputs", "[calibration]") {
   // Inputs of very different scale, where truncating W itself would keep the wrong directions.
   const at::Tensor f = at::randn({500, 8}, at::kDouble) * at::logspace(-2, 1, 8, 10, at::kDouble);
-  const at::Tensor y = at::mm(f, at::randn({8, 6}, at::kDouble) / at::logspace(-2, 1, 8, 10, at::kDouble).unsqueeze(1)) + 0.01 * at::randn({500, 6}, at::kDouble);
+  const at::Tensor y =
+      at::mm(f, at::randn({8, 6}, at::kDouble) / at::logspace(-2, 1, 8, 10, at::kDouble).unsqueeze(1)) +
+      0.01 * at::randn({500, 6}, at::kDouble);
   const Gram gram = gram_of(f, y, 500);
   RidgeSolution solution = solve_ridge(gram, gram, {8}, 1e-12);
   const at::Tensor full = solution.w.clone();
@@ -91,7 +99,8 @@ TEST_CASE("streamed calibration equals the plain procedure", "[calibration]") {
   const TokenShards data = random_shards(scratch / "data", 60, 30);
   const auto tensors = open_model_tensors(model.path);
   SharingPlan plan = SharingPlan::all_full(4);
-  plan.layers[2] = {.mode = Mode::share_probs, .leader = 1, .compensation = {Compensation::Kind::full, 0}, .head_map = {1, 0, 0, 3}};
+  plan.layers[2] = {
+      .mode = Mode::share_probs, .leader = 1, .compensation = {Compensation::Kind::full, 0}, .head_map = {1, 0, 0, 3}};
   ProcessGroup alone(std::chrono::seconds(60));
   const CalibrationOptions options{.fit_output = true, .fit_compensation = true, .ridge = 0.01, .held_out = 0.2};
   const CalibrationResult result = calibrate(model, *tensors, plan, data, options, alone);
@@ -132,11 +141,14 @@ TEST_CASE("streamed calibration equals the plain procedure", "[calibration]") {
   }
   const at::Tensor f = at::cat(features), y = at::cat(targets);
   const at::Tensor ff = at::mm(f.t(), f);
-  const at::Tensor diagonal = at::cat({at::full({24}, ff.diagonal().narrow(0, 0, 24).mean().item<double>(), at::kDouble),
-                                       at::full({24}, ff.diagonal().narrow(0, 24, 24).mean().item<double>(), at::kDouble)});
+  const at::Tensor diagonal =
+      at::cat({at::full({24}, ff.diagonal().narrow(0, 0, 24).mean().item<double>(), at::kDouble),
+               at::full({24}, ff.diagonal().narrow(0, 24, 24).mean().item<double>(), at::kDouble)});
   const at::Tensor w = at::linalg_solve(ff + at::diag(0.01 * diagonal), at::mm(f.t(), y));
   const std::map<std::string, at::Tensor> got(result.weights.begin(), result.weights.end());
-  CHECK(relative(got.at("model.layers.2.self_attn.compensation.weight").to(at::kDouble), w.narrow(0, 24, 24).t()) < 1e-4);
-  CHECK(relative(got.at("model.layers.2.self_attn.o_proj.weight").to(at::kDouble) - base.layers[2].o.to(at::kDouble), w.narrow(0, 0, 24).t()) < 1e-4);
+  CHECK(relative(got.at("model.layers.2.self_attn.compensation.weight").to(at::kDouble), w.narrow(0, 24, 24).t()) <
+        1e-4);
+  CHECK(relative(got.at("model.layers.2.self_attn.o_proj.weight").to(at::kDouble) - base.layers[2].o.to(at::kDouble),
+                 w.narrow(0, 0, 24).t()) < 1e-4);
   CHECK(result.followers[0].after < result.followers[0].before);
 }

@@ -16,8 +16,12 @@ namespace {
 
 SharingPlan shared_plan() {
   SharingPlan plan = SharingPlan::all_full(4);
-  plan.layers[1] = {.mode = Mode::share_probs, .leader = 0, .compensation = {Compensation::Kind::full, 0}, .head_map = {}};
-  plan.layers[3] = {.mode = Mode::share_probs, .leader = 2, .compensation = {Compensation::Kind::low_rank, 3}, .head_map = {2, 2, 0, 1}};
+  plan.layers[1] = {
+      .mode = Mode::share_probs, .leader = 0, .compensation = {Compensation::Kind::full, 0}, .head_map = {}};
+  plan.layers[3] = {.mode = Mode::share_probs,
+                    .leader = 2,
+                    .compensation = {Compensation::Kind::low_rank, 3},
+                    .head_map = {2, 2, 0, 1}};
   return plan;
 }
 
@@ -33,7 +37,10 @@ Decoder read_shared(const ModelDirectory& model) {
 
 TEST_CASE("both dialects of config.json give the same model", "[model]") {
   json published = tiny_config();
-  published["rope_scaling"] = {{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0},
+  published["rope_scaling"] = {{"rope_type", "llama3"},
+                               {"factor", 8.0},
+                               {"low_freq_factor", 1.0},
+                               {"high_freq_factor", 4.0},
                                {"original_max_position_embeddings", 64}};
   json modern = tiny_config();
   modern.erase("rope_theta");
@@ -149,8 +156,10 @@ TEST_CASE("weights of the wrong shape, missing or not finite are named", "[model
   auto rewritten = [&](const std::string& name, auto change) {
     NamedTensors changed;
     for (const auto& [key, tensor] : tensors) {
-      if (key != name) changed.emplace_back(key, tensor);
-      else if (const at::Tensor replaced = change(tensor.clone()); replaced.defined()) changed.emplace_back(key, replaced);
+      if (key != name)
+        changed.emplace_back(key, tensor);
+      else if (const at::Tensor replaced = change(tensor.clone()); replaced.defined())
+        changed.emplace_back(key, replaced);
     }
     write_safetensors(scratch / "changed.safetensors", changed);
     const SafetensorsFile file(scratch / "changed.safetensors");

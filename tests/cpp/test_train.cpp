@@ -92,7 +92,8 @@ TEST_CASE("resuming is bit-exact, across stages and dtypes", "[train]") {
   write_tiny_model(scratch / "model");
   const TokenShards data = random_shards(scratch / "data", 80, 32);
   for (const std::string dtype : {"float32", "bfloat16"}) {
-    Config straight = tiny_run(scratch.path(), "straight-" + dtype), broken = tiny_run(scratch.path(), "broken-" + dtype);
+    Config straight = tiny_run(scratch.path(), "straight-" + dtype),
+           broken = tiny_run(scratch.path(), "broken-" + dtype);
     straight.model.dtype = broken.model.dtype = dtype;
     REQUIRE(train_tiny(straight, data) == Outcome::finished);
     REQUIRE(train_tiny(broken, data, 2) == Outcome::stopped);  // inside the first stage

@@ -45,19 +45,22 @@ ModelDirectory write_tiny_model(const std::string& directory, const TinyShape& s
   return model;
 }
 
-TokenShards random_shards(const std::string& directory, int64_t documents, int64_t longest, int64_t vocab, uint64_t seed) {
+TokenShards random_shards(const std::string& directory, int64_t documents, int64_t longest, int64_t vocab,
+                          uint64_t seed) {
   fs::create_directories(directory);
   const std::string ids = directory + "/documents.ids";
   std::mt19937_64 random(seed);
   std::ofstream out(ids);
   for (int64_t i = 0; i < documents; ++i) {
     const auto length = static_cast<int64_t>(2 + random() % static_cast<uint64_t>(longest - 1));
-    for (int64_t t = 0; t < length; ++t) out << random() % static_cast<uint64_t>(vocab) << (t + 1 < length ? " " : "\n");
+    for (int64_t t = 0; t < length; ++t)
+      out << random() % static_cast<uint64_t>(vocab) << (t + 1 < length ? " " : "\n");
   }
   out.close();
   write_tiny_model(directory + "/model", {.vocab = vocab});
   const auto tokenizer = tokenizer_or_ids_only(open_model_directory(directory + "/model"));
-  return prepare_tokens({{.path = ids, .format = "ids"}}, *tokenizer, directory + "/model", {.max_length = longest}, directory + "/shards");
+  return prepare_tokens({{.path = ids, .format = "ids"}}, *tokenizer, directory + "/model", {.max_length = longest},
+                        directory + "/shards");
 }
 
 }  // namespace uniattn::testing

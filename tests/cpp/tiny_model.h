@@ -22,6 +22,7 @@ nlohmann::json tiny_config(const TinyShape& shape = {});
 ModelDirectory write_tiny_model(const std::string& directory, const TinyShape& shape = {}, uint64_t seed = 0);
 
 // `documents` of random ids with lengths in [2, longest], prepared into shards below `directory`.
-TokenShards random_shards(const std::string& directory, int64_t documents, int64_t longest, int64_t vocab = 40, uint64_t seed = 0);
+TokenShards random_shards(const std::string& directory, int64_t documents, int64_t longest, int64_t vocab = 40,
+                          uint64_t seed = 0);
 
 }  // namespace uniattn::testing

@@ -36,9 +36,14 @@ struct Fit {
 
 class Calibration {
  public:
-  Calibration(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan, const CalibrationOptions& options,
-              ProcessGroup& group)
-      : config_(model.config), tensors_(tensors), plan_(plan), options_(options), group_(group), device_(compute_device(group.local_rank())) {}
+  Calibration(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan,
+              const CalibrationOptions& options, ProcessGroup& group)
+      : config_(model.config),
+        tensors_(tensors),
+        plan_(plan),
+        options_(options),
+        group_(group),
+        device_(compute_device(group.local_rank())) {}
 
   CalibrationResult run(const TokenShards& data) {
     const at::NoGradGuard no_grad;
@@ -58,10 +63,12 @@ class Calibration {
 
  private:
   void load_chunks(const TokenShards& data) {
-    if (data.size() < 2) fail_usage("calibration needs at least two documents, one of them held out; found {}", data.size());
-    const auto held_out = std::clamp<int64_t>(static_cast<int64_t>(options_.held_out * static_cast<double>(data.size()) + 0.5), 1, data.size() - 1);
-    const at::Tensor embedding =
-        read_tensor(tensors_, "model.embed_tokens.weight", {config_.vocab_size, config_.hidden_size}, at::kFloat, device_);
+    if (data.size() < 2)
+      fail_usage("calibration needs at least two documents, one of them held out; found {}", data.size());
+    const auto held_out = std::clamp<int64_t>(
+        static_cast<int64_t>(options_.held_out * static_cast<double>(data.size()) + 0.5), 1, data.size() - 1);
+    const at::Tensor embedding = read_tensor(tensors_, "model.embed_tokens.weight",
+                                             {config_.vocab_size, config_.hidden_size}, at::kFloat, device_);
     add_chunks(data, 0, data.size() - held_out, false, embedding);
     add_chunks(data, data.size() - held_out, data.size(), true, embedding);
     result_.fitted_tokens = count_tokens(false);
@@ -99,11 +106,13 @@ class Calibration {
   }
 
   // The stream after an ordinary layer's attention. With `probs`, also its attention pattern for followers.
-  at::Tensor full_attention(const Layer& layer, const Chunk& chunk, const at::Tensor& stream, Probs* probs = nullptr) const {
+  at::Tensor full_attention(const Layer& layer, const Chunk& chunk, const at::Tensor& stream,
+                            Probs* probs = nullptr) const {
     const at::Tensor x = norm(config_, stream, layer.input_norm);
-    AttentionResult result = attention(rotated_heads(config_, x, layer.q, chunk.sequences), rotated_heads(config_, x, layer.k, chunk.sequences),
-                                       value_heads(config_, x, layer.v), chunk.sequences.cu_seqlens, probs ? 1 : 0,
-                                       attention_options(config_, layer_));
+    AttentionResult result =
+        attention(rotated_heads(config_, x, layer.q, chunk.sequences),
+                  rotated_heads(config_, x, layer.k, chunk.sequences), value_heads(config_, x, layer.v),
+                  chunk.sequences.cu_seqlens, probs ? 1 : 0, attention_options(config_, layer_));
     if (probs) *probs = std::move(result.probs.front());
     return stream + attention_output(config_, layer, result.out, x);
   }
@@ -121,7 +130,8 @@ class Calibration {
   std::pair<at::Tensor, at::Tensor> follow(const Layer& layer, const Chunk& chunk) const {
     const LayerPlan& plan = plan_.layers[layer_];
     const at::Tensor x = norm(config_, chunk.unified, layer.input_norm);
-    const at::Tensor heads = attend(chunk.probs.at(plan.leader), value_heads(config_, x, layer.v), head_map_tensor(plan, device_));
+    const at::Tensor heads =
+        attend(chunk.probs.at(plan.leader), value_heads(config_, x, layer.v), head_map_tensor(plan, device_));
     return {heads.flatten(1), x};
   }
 
@@ -145,7 +155,8 @@ class Calibration {
     if (!fit.blocks.empty()) {
       const auto [fitted, held_out] = gather(layer, fit);
       apply(layer, fit, fitted, held_out);
-      result_.followers.back().seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      result_.followers.back().seconds =
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       announce(result_.followers.back());
     } else {
       for (Chunk& chunk : chunks_) chunk.base = full_attention(layer, chunk, chunk.base);
@@ -158,7 +169,8 @@ class Calibration {
     }
   }
 
-  // Gram sums of what is missing from the unified stream after attention against the features. Leaves every chunk's base stream after attention.
+  // Gram sums of what is missing from the unified stream after attention against the features. Leaves every chunk's
+  // base stream after attention.
   std::pair<Gram, Gram> gather(const Layer& layer, const Fit& fit) {
     const int64_t size = std::accumulate(fit.blocks.begin(), fit.blocks.end(), int64_t{0});
     Gram fitted(size, config_.hidden_size), held_out(size, config_.hidden_size);
@@ -192,7 +204,10 @@ class Calibration {
       layer.compensation_up = factors.up.to(layer.o);
       layer.compensation_down = factors.down.to(layer.o);
     } else if (fit.compensation) {
-      layer.compensation = solution.w.narrow(0, solution.w.size(0) - config_.hidden_size, config_.hidden_size).t().to(layer.o).contiguous();
+      layer.compensation = solution.w.narrow(0, solution.w.size(0) - config_.hidden_size, config_.hidden_size)
+                               .t()
+                               .to(layer.o)
+                               .contiguous();
     }
     for (const LayerSlot& slot : layer_slots(config_, fit.plan, layer_)) {
       const bool is_output = slot.member == &Layer::o;
@@ -209,8 +224,9 @@ class Calibration {
   }
 
   static void announce(const FollowerReport& r) {
-    log::info(fmt::format("layer {:>2} follows {:>2}: ridge {:.0e}, missing from the stream (held out) {:.4f} -> {:.4f}, {:.1f} s", r.layer, r.leader,
-                          r.ridge, r.held_out_before, r.held_out_after, r.seconds));
+    log::info(fmt::format(
+        "layer {:>2} follows {:>2}: ridge {:.0e}, missing from the stream (held out) {:.4f} -> {:.4f}, {:.1f} s",
+        r.layer, r.leader, r.ridge, r.held_out_before, r.held_out_after, r.seconds));
   }
 
   const ModelConfig& config_;
@@ -227,11 +243,13 @@ class Calibration {
 
 }  // namespace
 
-CalibrationResult calibrate(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan, const TokenShards& data,
-                            const CalibrationOptions& options, ProcessGroup& group) {
+CalibrationResult calibrate(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan,
+                            const TokenShards& data, const CalibrationOptions& options, ProcessGroup& group) {
   if (model.config.post_norms)
-    fail_usage("calibration of {} models (norm after attention) is not available in this version; leave out the `calibration` section",
-               model.config.family);
+    fail_usage(
+        "calibration of {} models (norm after attention) is not available in this version; leave out the `calibration` "
+        "section",
+        model.config.family);
   if (!plan.shares()) return {};
   return Calibration(model, tensors, plan, options, group).run(data);
 }
@@ -245,7 +263,8 @@ nlohmann::ordered_json report_json(const CalibrationResult& result) {
                          {"residual", {{"before", r.before}, {"after", r.after}}},
                          {"held_out_residual", {{"before", r.held_out_before}, {"after", r.held_out_after}}},
                          {"seconds", r.seconds}});
-  return {{"fitted_tokens", result.fitted_tokens}, {"held_out_tokens", result.held_out_tokens}, {"followers", followers}};
+  return {
+      {"fitted_tokens", result.fitted_tokens}, {"held_out_tokens", result.held_out_tokens}, {"followers", followers}};
 }
 
 }  // namespace uniattn

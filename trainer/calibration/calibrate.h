@@ -1,4 +1,5 @@
-// The init calculation: compensations of a plan's followers by least squares on calibration text, streamed layer by layer (docs/method.md).
+// The init calculation: compensations of a plan's followers by least squares on calibration text, streamed layer by
+// layer (docs/method.md).
 #pragma once
 #include <nlohmann/json.hpp>
 #include <string>
@@ -17,7 +18,8 @@ struct CalibrationOptions {
   double held_out = 0.1;         // share of the documents, at least one
 };
 
-// One follower. Errors are squared residuals of the stream after attention, relative to the base stream's squared norm there.
+// One follower. Errors are squared residuals of the stream after attention, relative to the base stream's squared norm
+// there.
 struct FollowerReport {
   int64_t layer = 0, leader = 0;
   double ridge = 0;
@@ -32,10 +34,11 @@ struct CalibrationResult {
   int64_t fitted_tokens = 0, held_out_tokens = 0;
 };
 
-// Base and unified model run side by side over the documents, one layer's weights in memory, up to the last follower. Ranks share the documents. Throws Error
-// naming the layer when activations are not finite, UsageError when there are fewer than two documents.
-CalibrationResult calibrate(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan, const TokenShards& data,
-                            const CalibrationOptions& options, ProcessGroup& group);
+// Base and unified model run side by side over the documents, one layer's weights in memory, up to the last follower.
+// Ranks share the documents. Throws Error naming the layer when activations are not finite, UsageError when there are
+// fewer than two documents.
+CalibrationResult calibrate(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan,
+                            const TokenShards& data, const CalibrationOptions& options, ProcessGroup& group);
 
 nlohmann::ordered_json report_json(const CalibrationResult& result);
 

@@ -17,9 +17,9 @@ class Gram {
   // ||Y - F W||^2 for w [features, targets] float64.
   double error(const at::Tensor& w) const;
 
-  at::Tensor ff;      // [features, features]
-  at::Tensor fy;      // [features, targets]
-  double yy = 0;      // ||Y||^2
+  at::Tensor ff;  // [features, features]
+  at::Tensor fy;  // [features, targets]
+  double yy = 0;  // ||Y||^2
 };
 
 }  // namespace uniattn

@@ -30,7 +30,8 @@ at::Tensor solve(const at::Tensor& ff, const at::Tensor& fy, const at::Tensor& d
 
 }  // namespace
 
-RidgeSolution solve_ridge(const Gram& fitted, const Gram& held_out, const std::vector<int64_t>& blocks, std::optional<double> ridge) {
+RidgeSolution solve_ridge(const Gram& fitted, const Gram& held_out, const std::vector<int64_t>& blocks,
+                          std::optional<double> ridge) {
   for (const at::Tensor& sums : {fitted.ff, fitted.fy, held_out.ff, held_out.fy})
     if (!at::isfinite(sums).all().item<bool>()) fail("activations are not finite");
   const at::Tensor diagonal = ridge_diagonal(fitted.ff, blocks);
@@ -41,17 +42,20 @@ RidgeSolution solve_ridge(const Gram& fitted, const Gram& held_out, const std::v
     const double error = held_out.error(w);
     if (error < best.held_out_error) best = {w, candidate, 0, error};
   }
-  if (!best.w.defined()) fail("the least-squares problem is singular; give a larger `calibration.ridge` or more calibration text");
+  if (!best.w.defined())
+    fail("the least-squares problem is singular; give a larger `calibration.ridge` or more calibration text");
   best.error = fitted.error(best.w);
   return best;
 }
 
-LowRank reduce_last_block(RidgeSolution& solution, const Gram& fitted, const Gram& held_out, const std::vector<int64_t>& blocks, int64_t rank) {
+LowRank reduce_last_block(RidgeSolution& solution, const Gram& fitted, const Gram& held_out,
+                          const std::vector<int64_t>& blocks, int64_t rank) {
   const int64_t last = blocks.back(), before = fitted.ff.size(0) - last;
   const at::Tensor inputs = fitted.ff.narrow(0, before, last).narrow(1, before, last);
   const at::Tensor w = solution.w.narrow(0, before, last);
   // Project the fitted values on their `rank` strongest directions; eigenvalues ascend.
-  const at::Tensor directions = std::get<1>(at::linalg_eigh(at::mm(w.t(), at::mm(inputs, w)))).narrow(1, w.size(1) - rank, rank).contiguous();
+  const at::Tensor directions =
+      std::get<1>(at::linalg_eigh(at::mm(w.t(), at::mm(inputs, w)))).narrow(1, w.size(1) - rank, rank).contiguous();
   const LowRank factors{directions, at::mm(w, directions).t().contiguous()};
   const at::Tensor reduced = at::mm(factors.down.t(), factors.up.t());
   solution.w = solution.w.clone();
@@ -59,7 +63,8 @@ LowRank reduce_last_block(RidgeSolution& solution, const Gram& fitted, const Gra
   if (before > 0) {
     const std::vector<int64_t> front(blocks.begin(), blocks.end() - 1);
     const at::Tensor ff = fitted.ff.narrow(0, 0, before).narrow(1, 0, before);
-    const at::Tensor fy = fitted.fy.narrow(0, 0, before) - at::mm(fitted.ff.narrow(0, 0, before).narrow(1, before, last), reduced);
+    const at::Tensor fy =
+        fitted.fy.narrow(0, 0, before) - at::mm(fitted.ff.narrow(0, 0, before).narrow(1, before, last), reduced);
     solution.w.narrow(0, 0, before).copy_(solve(ff, fy, ridge_diagonal(ff, front), solution.ridge));
   }
   solution.error = fitted.error(solution.w);

@@ -8,22 +8,25 @@
 namespace uniattn {
 
 struct RidgeSolution {
-  at::Tensor w;        // [features, targets] float64
-  double ridge = 0;    // relative to the mean diagonal of each block
-  double error = 0;    // ||Y - F W||^2 on the rows that were fitted
+  at::Tensor w;      // [features, targets] float64
+  double ridge = 0;  // relative to the mean diagonal of each block
+  double error = 0;  // ||Y - F W||^2 on the rows that were fitted
   double held_out_error = 0;
 };
 
-// Minimises ||Y - F W||^2 + sum over blocks of ridge * mean(diag F_b^T F_b) * ||W_b||^2. `blocks` are the sizes of consecutive groups of features, so that groups
-// of different scale are shrunk alike. An empty `ridge` takes the value of 1e-6, 1e-5, .., 10 with the least error on `held_out`.
-// Throws Error when the sums are not finite.
-RidgeSolution solve_ridge(const Gram& fitted, const Gram& held_out, const std::vector<int64_t>& blocks, std::optional<double> ridge);
+// Minimises ||Y - F W||^2 + sum over blocks of ridge * mean(diag F_b^T F_b) * ||W_b||^2. `blocks` are the sizes of
+// consecutive groups of features, so that groups of different scale are shrunk alike. An empty `ridge` takes the value
+// of 1e-6, 1e-5, .., 10 with the least error on `held_out`. Throws Error when the sums are not finite.
+RidgeSolution solve_ridge(const Gram& fitted, const Gram& held_out, const std::vector<int64_t>& blocks,
+                          std::optional<double> ridge);
 
-// Replaces the last block of a solution by its best approximation of rank `rank` in the metric of its inputs (reduced-rank regression, Izenman 1975), then refits the
-// blocks before it. Returns the factors: up [targets, rank], down [rank, block], with w_block^T = up * down.
+// Replaces the last block of a solution by its best approximation of rank `rank` in the metric of its inputs
+// (reduced-rank regression, Izenman 1975), then refits the blocks before it. Returns the factors: up [targets, rank],
+// down [rank, block], with w_block^T = up * down.
 struct LowRank {
   at::Tensor up, down;
 };
-LowRank reduce_last_block(RidgeSolution& solution, const Gram& fitted, const Gram& held_out, const std::vector<int64_t>& blocks, int64_t rank);
+LowRank reduce_last_block(RidgeSolution& solution, const Gram& fitted, const Gram& held_out,
+                          const std::vector<int64_t>& blocks, int64_t rank);
 
 }  // namespace uniattn

@@ -14,8 +14,9 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-// Fields that plain transformers classes stumble over, so that they fail instead of initialising the missing projections at random: `layer_types` is checked
-// by transformers 5, `pruned_heads` acted on by transformers 4 (docs/export-format.md).
+// Fields that plain transformers classes stumble over, so that they fail instead of initialising the missing
+// projections at random: `layer_types` is checked by transformers 5, `pruned_heads` acted on by transformers 4
+// (docs/export-format.md).
 void poison_for_other_tools(json& config, const ModelConfig& model, const SharingPlan& plan) {
   config["layer_types"] = json::array();
   config["pruned_heads"] = json::object();
@@ -34,7 +35,8 @@ json export_config(const ModelDirectory& base, const SharingPlan& plan, at::Scal
   if (!plan.shares()) return config;
   config["architectures"] = {"UniAttnForCausalLM"};
   config["model_type"] = "uniattn";
-  config["auto_map"] = {{"AutoConfig", "modeling_uniattn.UniAttnConfig"}, {"AutoModelForCausalLM", "modeling_uniattn.UniAttnForCausalLM"}};
+  config["auto_map"] = {{"AutoConfig", "modeling_uniattn.UniAttnConfig"},
+                        {"AutoModelForCausalLM", "modeling_uniattn.UniAttnForCausalLM"}};
   config["uniattn"] = describe_plan(plan);
   config["uniattn"]["base_model_type"] = base.config.family;
   poison_for_other_tools(config, base.config, plan);
@@ -45,13 +47,14 @@ json export_config(const ModelDirectory& base, const SharingPlan& plan, at::Scal
 void drop_missing_compensations(SharingPlan& plan, const ModelConfig& config, const TensorSource& tensors) {
   for (int64_t i = 0; i < config.num_layers; ++i)
     for (const LayerSlot& slot : layer_slots(config, plan.layers[i], i))
-      if (slot.name.find(".compensation.") != std::string::npos && !tensors.contains(slot.name)) plan.layers[i].compensation = {};
+      if (slot.name.find(".compensation.") != std::string::npos && !tensors.contains(slot.name))
+        plan.layers[i].compensation = {};
 }
 
 bool is_companion(const std::string& name) {
   static const std::vector<std::string> names = {
-      "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-      "merges.txt", "generation_config.json", "chat_template.jinja", "chat_template.json"};
+      "tokenizer.model", "tokenizer.json", "tokenizer_config.json",  "special_tokens_map.json", "added_tokens.json",
+      "vocab.json",      "merges.txt",     "generation_config.json", "chat_template.jinja",     "chat_template.json"};
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
@@ -63,7 +66,8 @@ void copy_companions(const std::string& from, const fs::path& to) {
 void write_weights(const ModelConfig& config, const SharingPlan& plan, const TensorSource& tensors, const fs::path& to,
                    const ExportOptions& options) {
   ShardedWriter writer(to, options.max_shard_bytes);
-  for (const TensorSpec& spec : tensor_specs(config, plan)) writer.add(spec.name, read_tensor(tensors, spec.name, spec.shape, options.dtype));
+  for (const TensorSpec& spec : tensor_specs(config, plan))
+    writer.add(spec.name, read_tensor(tensors, spec.name, spec.shape, options.dtype));
   writer.finish();
 }
 

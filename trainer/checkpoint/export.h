@@ -11,9 +11,11 @@ struct ExportOptions {
   size_t max_shard_bytes = size_t{5} << 30;
 };
 
-// Writes `out`, streaming tensor by tensor: config.json of `base` with only what the plan changes, the weights that `plan` keeps, base's tokenizer files,
-// generation config and chat template, and modeling_uniattn.py when the plan shares. The directory appears whole (written beside and renamed).
-// Compensations that `tensors` lacks are left out of the weights and of the plan. Throws Error when `out` exists and is not an export of this program.
-void export_model(const ModelDirectory& base, SharingPlan plan, const TensorSource& tensors, const std::string& out, const ExportOptions& options);
+// Writes `out`, streaming tensor by tensor: config.json of `base` with only what the plan changes, the weights that
+// `plan` keeps, base's tokenizer files, generation config and chat template, and modeling_uniattn.py when the plan
+// shares. The directory appears whole (written beside and renamed). Compensations that `tensors` lacks are left out of
+// the weights and of the plan. Throws Error when `out` exists and is not an export of this program.
+void export_model(const ModelDirectory& base, SharingPlan plan, const TensorSource& tensors, const std::string& out,
+                  const ExportOptions& options);
 
 }  // namespace uniattn

@@ -13,7 +13,9 @@
 namespace uniattn {
 namespace {
 
-bool is_compensation(const std::string& name) { return name.find(".self_attn.compensation.") != std::string::npos; }
+bool is_compensation(const std::string& name) {
+  return name.find(".self_attn.compensation.") != std::string::npos;
+}
 
 }  // namespace
 
@@ -29,13 +31,16 @@ ModelDirectory open_model_directory(const std::string& path) {
   return directory;
 }
 
-void check_tensors(const TensorSource& source, const ModelConfig& config, const SharingPlan& plan, bool allow_missing_compensation) {
+void check_tensors(const TensorSource& source, const ModelConfig& config, const SharingPlan& plan,
+                   bool allow_missing_compensation) {
   for (const TensorSpec& spec : tensor_specs(config, plan)) {
     if (allow_missing_compensation && is_compensation(spec.name) && !source.contains(spec.name)) continue;
     const TensorInfo info = source.info(spec.name);
     if (info.shape != spec.shape)
-      fail("tensor `{}` has shape [{}], config.json needs [{}]", spec.name, fmt::join(info.shape, ", "), fmt::join(spec.shape, ", "));
-    if (!at::isFloatingType(info.dtype)) fail("tensor `{}` has dtype {}, expected a floating-point one", spec.name, at::toString(info.dtype));
+      fail("tensor `{}` has shape [{}], config.json needs [{}]", spec.name, fmt::join(info.shape, ", "),
+           fmt::join(spec.shape, ", "));
+    if (!at::isFloatingType(info.dtype))
+      fail("tensor `{}` has dtype {}, expected a floating-point one", spec.name, at::toString(info.dtype));
   }
 }
 
@@ -56,8 +61,12 @@ const TensorSource& LayeredSource::source_of(const std::string& name) const {
   return *sources_.back();  // reports the missing name
 }
 
-TensorInfo LayeredSource::info(const std::string& name) const { return source_of(name).info(name); }
-at::Tensor LayeredSource::tensor(const std::string& name) const { return source_of(name).tensor(name); }
+TensorInfo LayeredSource::info(const std::string& name) const {
+  return source_of(name).info(name);
+}
+at::Tensor LayeredSource::tensor(const std::string& name) const {
+  return source_of(name).tensor(name);
+}
 
 at::ScalarType parse_dtype(const std::string& name) {
   if (name == "float32") return at::kFloat;

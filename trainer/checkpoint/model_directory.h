@@ -13,15 +13,16 @@ struct ModelDirectory {
   std::string path;
   nlohmann::json json;  // config.json
   ModelConfig config;
-  SharingPlan plan;     // of an exported directory; all full otherwise
+  SharingPlan plan;  // of an exported directory; all full otherwise
 };
 
 // Reads config.json only. Throws Error naming the directory and what is wrong with it.
 ModelDirectory open_model_directory(const std::string& path);
 
-// Throws Error when the source lacks a tensor that the plan needs or has it in another shape; compensations may be missing when
-// `allow_missing_compensation` (they start at zero). Reads headers only.
-void check_tensors(const TensorSource& source, const ModelConfig& config, const SharingPlan& plan, bool allow_missing_compensation);
+// Throws Error when the source lacks a tensor that the plan needs or has it in another shape; compensations may be
+// missing when `allow_missing_compensation` (they start at zero). Reads headers only.
+void check_tensors(const TensorSource& source, const ModelConfig& config, const SharingPlan& plan,
+                   bool allow_missing_compensation);
 
 // Several sources as one: the first that has a name gives the tensor.
 class LayeredSource : public TensorSource {

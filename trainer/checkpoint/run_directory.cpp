@@ -37,8 +37,10 @@ std::string read_text(const std::string& path) {
     if (!more_new) new_line.clear();
     if (old_line != new_line || (!more_old && !more_new)) break;
   }
-  fail_usage("`{}` belongs to a run with another configuration: it has `{}`, now `{}` is asked for; give this run another run.dir, or remove the old one",
-             path, old_line, new_line);
+  fail_usage(
+      "`{}` belongs to a run with another configuration: it has `{}`, now `{}` is asked for; give this run another "
+      "run.dir, or remove the old one",
+      path, old_line, new_line);
 }
 
 }  // namespace
@@ -59,7 +61,10 @@ RunDirectory create_run_directory(const Config& config) {
 SharingPlan plan_of_run(const Config& config, const ModelDirectory& model) {
   if (!config.plan) return model.plan;
   if (model.plan.shares())
-    fail_usage("`{}` is unified already; a plan can only be given for a model whose layers are all full: drop the `plan` section", model.path);
+    fail_usage(
+        "`{}` is unified already; a plan can only be given for a model whose layers are all full: drop the `plan` "
+        "section",
+        model.path);
   SharingPlan plan = build_plan(*config.plan, model.config.num_layers);
   plan.validate(model.config.plan_limits());
   require_available_modes(plan);
@@ -72,13 +77,15 @@ RunState initial_state(const RunDirectory& run, const Config& config, const Mode
   if (!has_calibration(run)) return {std::move(plan), std::move(base)};
   plan = parse_plan(read_json(run.calibration() + kPlan), model.config);
   auto calibrated = std::make_shared<SafetensorsFile>(run.calibration() + kWeights);
-  return {std::move(plan), std::make_shared<LayeredSource>(std::vector<std::shared_ptr<const TensorSource>>{calibrated, base})};
+  return {std::move(plan),
+          std::make_shared<LayeredSource>(std::vector<std::shared_ptr<const TensorSource>>{calibrated, base})};
 }
 
 RunState newest_state(const RunDirectory& run, const Config& config, const ModelDirectory& model) {
   RunState state = initial_state(run, config, model);
   if (const auto path = newest_snapshot(run.checkpoints()))
-    state.tensors = std::make_shared<LayeredSource>(std::vector<std::shared_ptr<const TensorSource>>{snapshot_weights(*path), state.tensors});
+    state.tensors = std::make_shared<LayeredSource>(
+        std::vector<std::shared_ptr<const TensorSource>>{snapshot_weights(*path), state.tensors});
   return state;
 }
 
@@ -88,6 +95,8 @@ void write_calibration(const RunDirectory& run, const SharingPlan& plan, const N
   write_file_atomically(run.calibration() + kPlan, json{{"uniattn", describe_plan(plan)}}.dump(2) + "\n");
 }
 
-bool has_calibration(const RunDirectory& run) { return fs::exists(run.calibration() + kPlan); }
+bool has_calibration(const RunDirectory& run) {
+  return fs::exists(run.calibration() + kPlan);
+}
 
 }  // namespace uniattn

@@ -19,10 +19,12 @@ struct RunDirectory {
   std::string exported() const { return path + "/export"; }
 };
 
-// Creates the folder and its config.yaml. Throws UsageError naming the first line that differs when the folder belongs to another configuration.
+// Creates the folder and its config.yaml. Throws UsageError naming the first line that differs when the folder belongs
+// to another configuration.
 RunDirectory create_run_directory(const Config& config);
 
-// The plan that the configuration asks for, checked against the model. Throws UsageError when it does not fit, or when an already unified model is given a plan.
+// The plan that the configuration asks for, checked against the model. Throws UsageError when it does not fit, or when
+// an already unified model is given a plan.
 SharingPlan plan_of_run(const Config& config, const ModelDirectory& model);
 
 // Newest weights of the run: the newest snapshot over the calibration's over the base model's.
@@ -35,7 +37,8 @@ RunState newest_state(const RunDirectory& run, const Config& config, const Model
 // As newest_state, but before any training: where training starts from.
 RunState initial_state(const RunDirectory& run, const Config& config, const ModelDirectory& model);
 
-// The calibration's result: calibration/plan.json and calibration/weights.safetensors, written last and together make it complete.
+// The calibration's result: calibration/plan.json and calibration/weights.safetensors, written last and together make
+// it complete.
 void write_calibration(const RunDirectory& run, const SharingPlan& plan, const NamedTensors& weights);
 bool has_calibration(const RunDirectory& run);
 

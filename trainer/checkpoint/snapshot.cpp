@@ -39,19 +39,24 @@ std::vector<std::pair<int64_t, fs::path>> list_snapshots(const fs::path& directo
   return found;
 }
 
-json describe_file(const fs::path& path) { return {{"size", fs::file_size(path)}, {"hash", file_hash(path)}}; }
+json describe_file(const fs::path& path) {
+  return {{"size", fs::file_size(path)}, {"hash", file_hash(path)}};
+}
 
 // The manifest's state, after every file it names has been checked against it.
 json read_manifest(const fs::path& path) {
   const json manifest = read_json(path / kManifest);
   try {
-    if (manifest.at("version") != 1) fail("snapshot `{}` has version {}, expected 1", path.string(), manifest.at("version").dump());
+    if (manifest.at("version") != 1)
+      fail("snapshot `{}` has version {}, expected 1", path.string(), manifest.at("version").dump());
     for (const auto& [name, expected] : manifest.at("files").items()) {
       const fs::path file = path / name;
       if (!fs::exists(file)) fail("snapshot file `{}` is missing", file.string());
       if (describe_file(file) != expected)
-        fail("snapshot file `{}` is torn or altered: size or hash is not what {} says; remove the folder to continue from the one before",
-             file.string(), kManifest);
+        fail(
+            "snapshot file `{}` is torn or altered: size or hash is not what {} says; remove the folder to continue "
+            "from the one before",
+            file.string(), kManifest);
     }
     return manifest.at("state");
   } catch (const json::exception& error) {

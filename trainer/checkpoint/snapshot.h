@@ -9,13 +9,13 @@
 namespace uniattn {
 
 struct Snapshot {
-  nlohmann::json state;     // where training stood
-  NamedTensors weights;     // float32 masters of every parameter trained so far, by checkpoint name
-  NamedTensors moments;     // of the stage that is under way
+  nlohmann::json state;  // where training stood
+  NamedTensors weights;  // float32 masters of every parameter trained so far, by checkpoint name
+  NamedTensors moments;  // of the stage that is under way
 };
 
-// Writes `<directory>/step-<step>` beside and renames it; its manifest.json, with sizes and hashes, is the last file written. Then removes
-// all but the newest `keep_last` snapshots.
+// Writes `<directory>/step-<step>` beside and renames it; its manifest.json, with sizes and hashes, is the last file
+// written. Then removes all but the newest `keep_last` snapshots.
 void write_snapshot(const std::string& directory, int64_t step, const Snapshot& snapshot, int64_t keep_last);
 
 // Path of the newest complete snapshot; folders without a manifest (a killed writer's) do not count.

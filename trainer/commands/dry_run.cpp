@@ -35,24 +35,27 @@ Memory stage_memory(const Session& session, const StageConfig& stage) {
   const int64_t bytes = session.config.model.dtype == "float32" ? 4 : 2;
   const int64_t trained = trained_parameters(session, stage.train);
   const int64_t tokens = session.config.data.max_length * session.config.optimizer.micro_batch;
-  // Tensors that the backward pass of a layer reads: stream, two normed inputs, attention in and out, and four of the MLP's width.
-  const int64_t per_layer = 4 * c.hidden_size + (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 4 * c.intermediate_size;
+  // Tensors that the backward pass of a layer reads: stream, two normed inputs, attention in and out, and four of the
+  // MLP's width.
+  const int64_t per_layer =
+      4 * c.hidden_size + (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 4 * c.intermediate_size;
   return {.parameters = total_parameters(c, session.plan) * bytes,
           .masters = bytes == 4 ? 0 : trained * 4,
           .gradients = trained * (4 + bytes),
           .moments = trained * 8,
-          .activations = tokens * (c.num_layers * per_layer * bytes + 2 * c.hidden_size * 4) + std::min<int64_t>(tokens, 1024) * c.vocab_size * 8};
+          .activations = tokens * (c.num_layers * per_layer * bytes + 2 * c.hidden_size * 4) +
+                         std::min<int64_t>(tokens, 1024) * c.vocab_size * 8};
 }
 
 ordered_json memory_json(const Memory& m) {
-  return {{"parameters", m.parameters}, {"masters", m.masters}, {"gradients", m.gradients},
+  return {{"parameters", m.parameters}, {"masters", m.masters},         {"gradients", m.gradients},
           {"moments", m.moments},       {"activations", m.activations}, {"total", m.total()}};
 }
 
 std::string memory_text(const std::string& name, const Memory& m) {
   const auto gb = [](int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
-  return fmt::format("\n{:<14} {:>10.3f} {:>8.3f} {:>10.3f} {:>8.3f} {:>12.3f} {:>8.3f}", name, gb(m.parameters), gb(m.masters), gb(m.gradients),
-                     gb(m.moments), gb(m.activations), gb(m.total()));
+  return fmt::format("\n{:<14} {:>10.3f} {:>8.3f} {:>10.3f} {:>8.3f} {:>12.3f} {:>8.3f}", name, gb(m.parameters),
+                     gb(m.masters), gb(m.gradients), gb(m.moments), gb(m.activations), gb(m.total()));
 }
 
 }  // namespace
@@ -61,18 +64,24 @@ void dry_run(const Session& session, bool json) {
   const ModelConfig& c = session.model.config;
   const SharingPlan base = SharingPlan::all_full(c.num_layers);
   const int64_t parameters = total_parameters(c, session.plan);
-  const double kv_share = static_cast<double>(total_kv_bytes(c, session.plan, 2)) / static_cast<double>(total_kv_bytes(c, base, 2));
-  ordered_json result{{"parameters", parameters}, {"followers", session.plan.followers().size()}, {"kv_fraction", kv_share}};
-  std::string text = fmt::format("model {}: {} parameters, {} of {} layers follow, KV cache {:.2f} % of the base\n", session.model.path, parameters,
-                                 session.plan.followers().size(), c.num_layers, 100 * kv_share);
+  const double kv_share =
+      static_cast<double>(total_kv_bytes(c, session.plan, 2)) / static_cast<double>(total_kv_bytes(c, base, 2));
+  ordered_json result{
+      {"parameters", parameters}, {"followers", session.plan.followers().size()}, {"kv_fraction", kv_share}};
+  std::string text =
+      fmt::format("model {}: {} parameters, {} of {} layers follow, KV cache {:.2f} % of the base\n",
+                  session.model.path, parameters, session.plan.followers().size(), c.num_layers, 100 * kv_share);
   auto sample = [&](const char* name, const std::vector<DataSource>& sources) {
     for (const DataSource& source : sources) {
       const ScratchDirectory scratch;
-      const TokenShards one = prepare_tokens({source}, *session.tokenizer, session.model.path,
-                                             {.max_length = session.config.data.max_length, .over_long = session.config.data.over_long, .samples = 1},
-                                             scratch.path());
-      result["data"].push_back({{"set", name}, {"path", source.path}, {"tokens", one.tokens()}, {"supervised", one.supervised()}});
-      text += fmt::format("\n{} data {}: one sample has {} tokens, {} supervised", name, source.path, one.tokens(), one.supervised());
+      const TokenShards one = prepare_tokens(
+          {source}, *session.tokenizer, session.model.path,
+          {.max_length = session.config.data.max_length, .over_long = session.config.data.over_long, .samples = 1},
+          scratch.path());
+      result["data"].push_back(
+          {{"set", name}, {"path", source.path}, {"tokens", one.tokens()}, {"supervised", one.supervised()}});
+      text += fmt::format("\n{} data {}: one sample has {} tokens, {} supervised", name, source.path, one.tokens(),
+                          one.supervised());
     }
   };
   if (session.config.calibration) sample("calibration", session.config.calibration->data);

@@ -4,7 +4,8 @@
 
 namespace uniattn {
 
-// Reads one sample of each data set, and prints the plan's effect and the memory per rank. Throws what the real command would.
+// Reads one sample of each data set, and prints the plan's effect and the memory per rank. Throws what the real command
+// would.
 void dry_run(const Session& session, bool json);
 
 }  // namespace uniattn

@@ -23,7 +23,8 @@ struct EvalArguments {
 };
 
 // `tokens` cut into windows, a loss on all but the first token of each.
-void cut_windows(const std::vector<int32_t>& tokens, int64_t window, const std::vector<uint8_t>& supervised, std::vector<Document>& documents) {
+void cut_windows(const std::vector<int32_t>& tokens, int64_t window, const std::vector<uint8_t>& supervised,
+                 std::vector<Document>& documents) {
   for (size_t begin = 0; begin < tokens.size(); begin += window) {
     const size_t count = std::min<size_t>(window, tokens.size() - begin);
     documents.push_back({{tokens.data() + begin, count}, {supervised.data(), count}});
@@ -55,7 +56,8 @@ void write_logits(const Decoder& model, const std::vector<Document>& documents, 
 
 void run_eval(const EvalArguments& arguments) {
   const ModelDirectory directory = open_model_directory(arguments.model);
-  const int64_t window = arguments.window > 0 ? arguments.window : std::min(directory.config.max_positions, kDefaultWindow);
+  const int64_t window =
+      arguments.window > 0 ? arguments.window : std::min(directory.config.max_positions, kDefaultWindow);
   const auto tokenizer = tokenizer_or_ids_only(directory);
   std::vector<int32_t> text_tokens;
   std::vector<uint8_t> supervised(window, 1);
@@ -74,12 +76,14 @@ void run_eval(const EvalArguments& arguments) {
     shards.emplace(prepare_tokens({source}, *tokenizer, directory.path, options, scratch->path()));
     documents = shards->documents();
   }
-  const Decoder model = load_decoder(directory, parse_dtype(arguments.dtype.empty() ? directory.config.dtype : arguments.dtype), compute_device(0));
+  const Decoder model = load_decoder(
+      directory, parse_dtype(arguments.dtype.empty() ? directory.config.dtype : arguments.dtype), compute_device(0));
   ProcessGroup group(kTimeout);
   const Evaluation result = evaluate(model, documents, group);
   if (!arguments.logits.empty()) write_logits(model, documents, arguments.logits);
   print_result(arguments.json, {{"loss", result.loss}, {"perplexity", result.perplexity()}, {"tokens", result.tokens}},
-               fmt::format("loss {:.6f} nats per token\nperplexity {:.4f}\npredicted tokens {}", result.loss, result.perplexity(), result.tokens));
+               fmt::format("loss {:.6f} nats per token\nperplexity {:.4f}\npredicted tokens {}", result.loss,
+                           result.perplexity(), result.tokens));
 }
 
 }  // namespace
@@ -89,18 +93,27 @@ void add_eval(CLI::App& program) {
   CLI::App* command = program.add_subcommand("eval", "Loss and perplexity of a model directory");
   command->add_option("--model", arguments->model, "Hugging Face directory, plain or exported by uniattn")->required();
   auto* what = command->add_option_group("what", "What to evaluate on, one of");
-  what->add_option("--text", arguments->text, "Text file: one sequence, BOS first, cut into windows")->check(CLI::ExistingFile);
-  what->add_option("--ids", arguments->ids, "Token ids, one document per line, as they stand, cut into windows")->check(CLI::ExistingFile);
-  auto* data = what->add_option("--data", arguments->data, "Data set in the format that --format names; loss on supervised tokens")->check(CLI::ExistingFile);
+  what->add_option("--text", arguments->text, "Text file: one sequence, BOS first, cut into windows")
+      ->check(CLI::ExistingFile);
+  what->add_option("--ids", arguments->ids, "Token ids, one document per line, as they stand, cut into windows")
+      ->check(CLI::ExistingFile);
+  auto* data = what->add_option("--data", arguments->data,
+                                "Data set in the format that --format names; loss on supervised tokens")
+                   ->check(CLI::ExistingFile);
   what->require_option(1);
-  command->add_option("--format", arguments->format, "Format of --data")->check(CLI::IsMember({"alpaca", "messages", "text"}))->needs(data);
-  command->add_option("--window", arguments->window, "Tokens per window (default: the model's positions, at most 2048)")->check(CLI::Range(2, 1 << 24));
+  command->add_option("--format", arguments->format, "Format of --data")
+      ->check(CLI::IsMember({"alpaca", "messages", "text"}))
+      ->needs(data);
+  command->add_option("--window", arguments->window, "Tokens per window (default: the model's positions, at most 2048)")
+      ->check(CLI::Range(2, 1 << 24));
   command->add_option("--dtype", arguments->dtype, "float32, bfloat16 or float16 (default: the checkpoint's)");
-  command->add_option("--logits", arguments->logits, "Also write the logits of all positions, float32 [positions, vocab], to this .safetensors file");
+  command->add_option("--logits", arguments->logits,
+                      "Also write the logits of all positions, float32 [positions, vocab], to this .safetensors file");
   command->add_flag("--json", arguments->json, "Print the result as one JSON object");
   command->footer("Example: uniattn eval --model runs/pmc-uniattn/export --data held_out.json --format alpaca");
   command->callback([arguments] {
-    if (!arguments->data.empty() && arguments->format.empty()) fail_usage("--data needs --format alpaca, messages or text");
+    if (!arguments->data.empty() && arguments->format.empty())
+      fail_usage("--data needs --format alpaca, messages or text");
     run_eval(*arguments);
   });
 }

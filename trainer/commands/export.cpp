@@ -23,9 +23,12 @@ void run_export(const ExportArguments& arguments) {
 
 void add_export(CLI::App& program) {
   auto arguments = std::make_shared<ExportArguments>();
-  CLI::App* command = program.add_subcommand("export", "A run's newest state, calibrated or trained, as a Hugging Face directory");
+  CLI::App* command =
+      program.add_subcommand("export", "A run's newest state, calibrated or trained, as a Hugging Face directory");
   command->add_option("run", arguments->run, "Run directory")->required()->check(CLI::ExistingDirectory);
-  command->add_option("overrides", arguments->overrides, "export.dtype=float32 and the like, in place of what the run's config.yaml says")
+  command
+      ->add_option("overrides", arguments->overrides,
+                   "export.dtype=float32 and the like, in place of what the run's config.yaml says")
       ->type_name("KEY=VALUE");
   command->add_option("--out", arguments->out, "Directory to write")->required();
   command->add_flag("--json", arguments->json, "Print the result as one JSON object");

@@ -32,9 +32,11 @@ ordered_json layer_json(const ModelConfig& config, const LayerPlan& plan, int64_
 }
 
 std::string layer_text(const ordered_json& entry) {
-  return fmt::format("{:>5}  {:<12} {:>6}  {:<10} {:>14} {:>10}\n", entry["layer"].get<int64_t>(), entry["mode"].get<std::string>(),
-                     entry.contains("leader") ? std::to_string(entry["leader"].get<int64_t>()) : "-", entry["compensation"].get<std::string>(),
-                     entry["parameters"].get<int64_t>(), entry["kv_bytes_per_token"].get<int64_t>());
+  return fmt::format("{:>5}  {:<12} {:>6}  {:<10} {:>14} {:>10}\n", entry["layer"].get<int64_t>(),
+                     entry["mode"].get<std::string>(),
+                     entry.contains("leader") ? std::to_string(entry["leader"].get<int64_t>()) : "-",
+                     entry["compensation"].get<std::string>(), entry["parameters"].get<int64_t>(),
+                     entry["kv_bytes_per_token"].get<int64_t>());
 }
 
 void report(const ModelDirectory& model, const SharingPlan& plan, bool as_json) {
@@ -44,8 +46,9 @@ void report(const ModelDirectory& model, const SharingPlan& plan, bool as_json) 
   const int64_t parameters = total_parameters(config, plan), base_parameters = total_parameters(config, base);
   const int64_t kv = total_kv_bytes(config, plan, bytes), base_kv = total_kv_bytes(config, base, bytes);
   ordered_json layers = ordered_json::array();
-  std::string text = fmt::format("{} ({}, {} layers, {})\n\nlayer  mode         leader  compensation   parameters  KV B/token\n", model.path,
-                                 config.family, config.num_layers, config.dtype);
+  std::string text =
+      fmt::format("{} ({}, {} layers, {})\n\nlayer  mode         leader  compensation   parameters  KV B/token\n",
+                  model.path, config.family, config.num_layers, config.dtype);
   for (int64_t i = 0; i < config.num_layers; ++i) {
     layers.push_back(layer_json(config, plan.layers[i], i, bytes));
     text += layer_text(layers.back());
@@ -62,9 +65,12 @@ void report(const ModelDirectory& model, const SharingPlan& plan, bool as_json) 
                             {"base_kv_bytes_per_token", base_kv},
                             {"kv_fraction", kv_share},
                             {"layers", layers}};
-  text += fmt::format("\nfollowers      {} of {} layers\nparameters     {} ({:.2f} % of the base)\nweights        {:.2f} GB\nKV cache       {} bytes per token ({:.2f} % of the base)",
-                      plan.followers().size(), config.num_layers, parameters, 100.0 * static_cast<double>(parameters) / static_cast<double>(base_parameters),
-                      static_cast<double>(parameters * bytes) / 1e9, kv, 100 * kv_share);
+  text += fmt::format(
+      "\nfollowers      {} of {} layers\nparameters     {} ({:.2f} % of the base)\nweights        {:.2f} GB\nKV cache  "
+      "     {} bytes per token ({:.2f} % of the base)",
+      plan.followers().size(), config.num_layers, parameters,
+      100.0 * static_cast<double>(parameters) / static_cast<double>(base_parameters),
+      static_cast<double>(parameters * bytes) / 1e9, kv, 100 * kv_share);
   print_result(as_json, result, text);
 }
 
@@ -82,15 +88,20 @@ void run_inspect(const InspectArguments& arguments) {
 
 void add_inspect(CLI::App& program) {
   auto arguments = std::make_shared<InspectArguments>();
-  CLI::App* command = program.add_subcommand("inspect", "Layers, modes, parameters and KV bytes of a model or of a plan, beside the base; loads no weights");
-  auto* model = command->add_option("--model", arguments->model, "Hugging Face directory, plain or exported by uniattn");
+  CLI::App* command = program.add_subcommand(
+      "inspect", "Layers, modes, parameters and KV bytes of a model or of a plan, beside the base; loads no weights");
+  auto* model =
+      command->add_option("--model", arguments->model, "Hugging Face directory, plain or exported by uniattn");
   auto* config = command->add_option("config", arguments->config, "YAML configuration: its plan over its model");
   config->excludes(model);
-  command->add_option("overrides", arguments->overrides, "key.path=value, in place of what the file says")->type_name("KEY=VALUE")->needs(config);
+  command->add_option("overrides", arguments->overrides, "key.path=value, in place of what the file says")
+      ->type_name("KEY=VALUE")
+      ->needs(config);
   command->add_flag("--json", arguments->json, "Print the result as one JSON object");
   command->footer("Example: uniattn inspect configs/llama-3.1-8b-pmc.yaml model.path=models/llama-3.1-8b");
   command->callback([arguments] {
-    if (arguments->model.empty() && arguments->config.empty()) fail_usage("inspect needs --model DIR or a configuration");
+    if (arguments->model.empty() && arguments->config.empty())
+      fail_usage("inspect needs --model DIR or a configuration");
     run_inspect(*arguments);
   });
 }

@@ -7,7 +7,8 @@ namespace uniattn {
 void ConfigOptions::add_to(CLI::App& command) {
   command.add_option("config", path, "YAML configuration (docs/configuration.md)")->required();
   command.add_option("overrides", overrides, "key.path=value, in place of what the file says")->type_name("KEY=VALUE");
-  command.add_flag("--dry-run", dry_run, "Check the configuration, data and tensors, print the memory needed, and stop");
+  command.add_flag("--dry-run", dry_run,
+                   "Check the configuration, data and tensors, print the memory needed, and stop");
   command.add_flag("--json", json, "Print the result as one JSON object");
 }
 

@@ -23,7 +23,9 @@ class IdsOnly : public Tokenizer {
   int32_t eos_id() const override { return config_.eos_ids.empty() ? -1 : config_.eos_ids.front(); }
 
  private:
-  [[noreturn]] void refuse() const { fail("model directory `{}` has no tokenizer.model; only data of format `ids` can be used with it", path_); }
+  [[noreturn]] void refuse() const {
+    fail("model directory `{}` has no tokenizer.model; only data of format `ids` can be used with it", path_);
+  }
   std::string path_;
   ModelConfig config_;
 };
@@ -33,20 +35,24 @@ bool fits(const CalibrationConfig& calibration, const char* what) {
 }
 
 void log_counts(const char* name, const PrepareCounts& c) {
-  log::info(fmt::format("{} data: {} of {} documents kept ({} truncated, {} split; dropped: {} over-long, {} without labels), {} tokens, {} "
-                        "supervised",
-                        name, c.kept, c.read, c.truncated, c.split, c.dropped_over_long, c.dropped_without_labels, c.tokens,
-                        c.supervised));
+  log::info(
+      fmt::format("{} data: {} of {} documents kept ({} truncated, {} split; dropped: {} over-long, {} without "
+                  "labels), {} tokens, {} "
+                  "supervised",
+                  name, c.kept, c.read, c.truncated, c.split, c.dropped_over_long, c.dropped_without_labels, c.tokens,
+                  c.supervised));
 }
 
 }  // namespace
 
 std::unique_ptr<Tokenizer> tokenizer_or_ids_only(const ModelDirectory& model) {
   namespace fs = std::filesystem;
-  if (!fs::exists(model.path + "/tokenizer.model") && !fs::exists(model.path + "/tokenizer.json")) return std::make_unique<IdsOnly>(model);
+  if (!fs::exists(model.path + "/tokenizer.model") && !fs::exists(model.path + "/tokenizer.json"))
+    return std::make_unique<IdsOnly>(model);
   auto tokenizer = load_tokenizer(model.path);
   if (tokenizer->vocab_size() > model.config.vocab_size)
-    fail("the tokenizer of `{}` has {} pieces, the model only {} embeddings", model.path, tokenizer->vocab_size(), model.config.vocab_size);
+    fail("the tokenizer of `{}` has {} pieces, the model only {} embeddings", model.path, tokenizer->vocab_size(),
+         model.config.vocab_size);
   return tokenizer;
 }
 
@@ -61,22 +67,28 @@ Session open_session(const std::string& config_path, const std::vector<std::stri
   session.config.validate();
   session.model = open_model_directory(session.config.model.path);
   session.plan = plan_of_run(session.config, session.model);
-  check_tensors(*open_model_tensors(session.model.path), session.model.config, session.plan, /*allow_missing_compensation=*/true);
+  check_tensors(*open_model_tensors(session.model.path), session.model.config, session.plan,
+                /*allow_missing_compensation=*/true);
   session.tokenizer = tokenizer_or_ids_only(session.model);
   return session;
 }
 
 PreparedData prepare_data(const Session& session, const RunDirectory& run) {
   const Config& config = session.config;
-  auto prepare = [&](const char* name, const std::vector<DataSource>& sources, int64_t samples) -> std::optional<TokenShards> {
+  auto prepare = [&](const char* name, const std::vector<DataSource>& sources,
+                     int64_t samples) -> std::optional<TokenShards> {
     if (sources.empty()) return std::nullopt;
-    const PrepareOptions options{.max_length = config.data.max_length, .over_long = config.data.over_long, .samples = samples, .seed = config.run.seed};
+    const PrepareOptions options{.max_length = config.data.max_length,
+                                 .over_long = config.data.over_long,
+                                 .samples = samples,
+                                 .seed = config.run.seed};
     TokenShards shards = prepare_tokens(sources, *session.tokenizer, session.model.path, options, run.data());
     log_counts(name, shards.counts());
     return shards;
   };
   PreparedData data;
-  if (config.calibration) data.calibration = prepare("calibration", config.calibration->data, config.calibration->samples);
+  if (config.calibration)
+    data.calibration = prepare("calibration", config.calibration->data, config.calibration->samples);
   data.train = prepare("training", config.data.train, 0);
   data.eval = prepare("held-out", config.data.eval, 0);
   return data;
@@ -103,10 +115,13 @@ void calibrate_run(const Session& session, const RunDirectory& run, const Prepar
   group.barrier();
 }
 
-Outcome train_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group, int64_t stop_after) {
+Outcome train_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group,
+                  int64_t stop_after) {
   if (session.config.stages.empty()) return Outcome::finished;
   if (session.config.calibration && !has_calibration(run))
-    fail_usage("`{}` has not been calibrated yet: run `uniattn calibrate` first, or `uniattn run` for the whole pipeline", run.path);
+    fail_usage(
+        "`{}` has not been calibrated yet: run `uniattn calibrate` first, or `uniattn run` for the whole pipeline",
+        run.path);
   return train(session.config, run, session.model, {*data.train, data.eval}, group, stop_after);
 }
 

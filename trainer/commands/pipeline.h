@@ -33,12 +33,14 @@ PreparedData prepare_data(const Session& session, const RunDirectory& run);
 // The init calculation, unless it is done or not asked for.
 void calibrate_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group);
 
-Outcome train_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group, int64_t stop_after);
+Outcome train_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group,
+                  int64_t stop_after);
 
 // The newest state as a Hugging Face directory at `out`.
 void export_run(const Session& session, const RunDirectory& run, const std::string& out);
 
-// The tokenizer of a model directory; where there is none, one that knows the vocabulary's size and refuses text, so that pre-tokenized data still works.
+// The tokenizer of a model directory; where there is none, one that knows the vocabulary's size and refuses text, so
+// that pre-tokenized data still works.
 std::unique_ptr<Tokenizer> tokenizer_or_ids_only(const ModelDirectory& model);
 
 // A model directory in memory.

@@ -38,7 +38,8 @@ ordered_json data_json(const PreparedData& data) {
   return result;
 }
 
-// What all four commands do first. Data is ready before the ranks meet, so that no rank waits in a collective for another's tokenizing.
+// What all four commands do first. Data is ready before the ranks meet, so that no rank waits in a collective for
+// another's tokenizing.
 struct Started {
   Session session;
   RunDirectory run;
@@ -59,13 +60,16 @@ Started start(const ConfigOptions& options) {
   return started;
 }
 
-const char* to_string(Outcome outcome) { return outcome == Outcome::finished ? "finished" : "stopped"; }
+const char* to_string(Outcome outcome) {
+  return outcome == Outcome::finished ? "finished" : "stopped";
+}
 
 // Held-out loss of the exported directory: what a user of it gets.
 std::optional<Evaluation> evaluate_export(const Started& started) {
   if (!started.data.eval) return std::nullopt;
   const at::Device device = compute_device(started.group->local_rank());
-  const Decoder model = load_decoder(open_model_directory(started.run.exported()), parse_dtype(started.session.config.model.dtype), device);
+  const Decoder model = load_decoder(open_model_directory(started.run.exported()),
+                                     parse_dtype(started.session.config.model.dtype), device);
   return evaluate(model, started.data.eval->documents(), *started.group);
 }
 
@@ -85,7 +89,8 @@ void run_all(const ConfigOptions& options) {
       result["loss"] = evaluation->loss;
       result["perplexity"] = evaluation->perplexity();
       result["tokens"] = evaluation->tokens;
-      text += fmt::format("\nheld-out loss {:.4f}, perplexity {:.3f}, {} tokens", evaluation->loss, evaluation->perplexity(), evaluation->tokens);
+      text += fmt::format("\nheld-out loss {:.4f}, perplexity {:.3f}, {} tokens", evaluation->loss,
+                          evaluation->perplexity(), evaluation->tokens);
     }
   } else {
     text += "; the same command continues";
@@ -110,7 +115,9 @@ void run_calibrate(const ConfigOptions& options) {
   Started s = start(options);
   if (!s.session.config.calibration) fail_usage("`{}` has no `calibration` section", options.path);
   calibrate_run(s.session, s.run, s.data, *s.group);
-  if (s.group->rank() == 0) print_result(options.json, read_json(s.run.calibration() + "/report.json"), fmt::format("calibrated: {}", s.run.calibration()));
+  if (s.group->rank() == 0)
+    print_result(options.json, read_json(s.run.calibration() + "/report.json"),
+                 fmt::format("calibrated: {}", s.run.calibration()));
 }
 
 void run_train(const ConfigOptions& options, int64_t stop_after) {
@@ -119,11 +126,13 @@ void run_train(const ConfigOptions& options, int64_t stop_after) {
   if (s.session.config.stages.empty()) fail_usage("`{}` has no `stages`", options.path);
   const Outcome outcome = train_run(s.session, s.run, s.data, *s.group, stop_after);
   if (s.group->rank() == 0)
-    print_result(options.json, {{"run", s.run.path}, {"outcome", to_string(outcome)}}, fmt::format("{}: {}", s.run.path, to_string(outcome)));
+    print_result(options.json, {{"run", s.run.path}, {"outcome", to_string(outcome)}},
+                 fmt::format("{}: {}", s.run.path, to_string(outcome)));
 }
 
 template <class Options, class Work>
-CLI::App* add(CLI::App& program, const char* name, const char* description, const std::shared_ptr<Options>& options, Work work) {
+CLI::App* add(CLI::App& program, const char* name, const char* description, const std::shared_ptr<Options>& options,
+              Work work) {
   CLI::App* command = program.add_subcommand(name, description);
   options->add_to(*command);
   command->footer(fmt::format("Example: uniattn {} configs/quickstart.yaml run.dir=runs/mine", name));
@@ -135,8 +144,8 @@ CLI::App* add(CLI::App& program, const char* name, const char* description, cons
 
 void add_run(CLI::App& program) {
   auto options = std::make_shared<ConfigOptions>();
-  add(program, "run", "The whole pipeline: prepare, calibrate, train, export, eval; continues where it stopped", options,
-      [options] { run_all(*options); });
+  add(program, "run", "The whole pipeline: prepare, calibrate, train, export, eval; continues where it stopped",
+      options, [options] { run_all(*options); });
 }
 
 void add_prepare(CLI::App& program) {

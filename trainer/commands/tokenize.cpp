@@ -18,7 +18,8 @@ struct TokenizeArguments {
 
 void run_tokenize(const TokenizeArguments& arguments) {
   const auto tokenizer = load_tokenizer(arguments.model);
-  if (arguments.bos && tokenizer->bos_id() < 0) fail_usage("--bos: the tokenizer of `{}` has no BOS token", arguments.model);
+  if (arguments.bos && tokenizer->bos_id() < 0)
+    fail_usage("--bos: the tokenizer of `{}` has no BOS token", arguments.model);
   std::ifstream in(arguments.text, std::ios::binary);
   std::string line;
   for (int64_t number = 1; std::getline(in, line); ++number) {

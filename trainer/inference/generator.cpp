@@ -11,7 +11,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 // Writes [T, kv_heads, head_dim] behind the `length` positions that the cache holds.
 void append(const at::Tensor& cache, const at::Tensor& heads, int64_t length) {
@@ -31,7 +33,10 @@ int64_t choose(const at::Tensor& logits, double temperature, std::mt19937_64& ra
 Generator::Generator(const Decoder& model, int64_t capacity) : model_(model), capacity_(capacity) {
   const ModelConfig& config = model.config;
   for (const LayerPlan& plan : model.plan.layers) {
-    const auto empty = [&] { return at::empty({config.num_kv_heads, capacity, config.head_dim}, model.embedding.options().requires_grad(false)); };
+    const auto empty = [&] {
+      return at::empty({config.num_kv_heads, capacity, config.head_dim},
+                       model.embedding.options().requires_grad(false));
+    };
     caches_.push_back({plan.mode == Mode::full ? empty() : at::Tensor(), empty()});
   }
 }
@@ -70,8 +75,8 @@ at::Tensor Generator::prefill(const std::vector<int64_t>& tokens) {
     if (plan.mode == Mode::full) {
       const at::Tensor k = rotated_heads(config, x, layer.k, sequences);
       append(caches_[i].k, k, 0);
-      AttentionResult result = attention(rotated_heads(config, x, layer.q, sequences), k, v, cu_seqlens, model_.plan.leads(i) ? 1 : 0,
-                                         attention_options(config, i));
+      AttentionResult result = attention(rotated_heads(config, x, layer.q, sequences), k, v, cu_seqlens,
+                                         model_.plan.leads(i) ? 1 : 0, attention_options(config, i));
       heads = result.out;
       if (!result.probs.empty()) probs[i] = std::move(result.probs.front());
     } else {
@@ -83,8 +88,10 @@ at::Tensor Generator::prefill(const std::vector<int64_t>& tokens) {
   return logits(stream);
 }
 
-// Heads' outputs [1, heads, head_dim] of the newest token. A full layer leaves its row of P [heads, cached] in rows[layer] for its followers.
-at::Tensor Generator::attention_row(int64_t layer, const at::Tensor& x, const Sequences& sequences, std::vector<at::Tensor>& rows) {
+// Heads' outputs [1, heads, head_dim] of the newest token. A full layer leaves its row of P [heads, cached] in
+// rows[layer] for its followers.
+at::Tensor Generator::attention_row(int64_t layer, const at::Tensor& x, const Sequences& sequences,
+                                    std::vector<at::Tensor>& rows) {
   const ModelConfig& config = model_.config;
   const Layer& weights = model_.layers[layer];
   const LayerPlan& plan = model_.plan.layers[layer];
@@ -94,8 +101,10 @@ at::Tensor Generator::attention_row(int64_t layer, const at::Tensor& x, const Se
   at::Tensor row;
   if (plan.mode == Mode::full) {
     append(caches_[layer].k, rotated_heads(config, x, weights.k, sequences), length_);
-    const at::Tensor q = rotated_heads(config, x, weights.q, sequences).view({config.num_kv_heads, -1, config.head_dim});
-    at::Tensor scores = at::bmm(q, caches_[layer].k.narrow(1, begin, count).transpose(1, 2)).to(at::kFloat) * config.attention_scale;
+    const at::Tensor q =
+        rotated_heads(config, x, weights.q, sequences).view({config.num_kv_heads, -1, config.head_dim});
+    at::Tensor scores =
+        at::bmm(q, caches_[layer].k.narrow(1, begin, count).transpose(1, 2)).to(at::kFloat) * config.attention_scale;
     if (const double cap = config.attention_softcap; cap > 0) scores = (scores / cap).tanh() * cap;
     row = at::softmax(scores, -1).to(q.scalar_type()).view({config.num_heads, count});
     rows[layer] = row;
@@ -103,7 +112,8 @@ at::Tensor Generator::attention_row(int64_t layer, const at::Tensor& x, const Se
     row = rows[plan.leader];
     if (const auto map = head_map_tensor(plan, x.device())) row = row.index_select(0, *map);
   }
-  return at::bmm(row.view({config.num_kv_heads, -1, count}), caches_[layer].v.narrow(1, begin, count)).view({1, config.num_heads, config.head_dim});
+  return at::bmm(row.view({config.num_kv_heads, -1, count}), caches_[layer].v.narrow(1, begin, count))
+      .view({1, config.num_heads, config.head_dim});
 }
 
 at::Tensor Generator::step(int64_t token) {
@@ -126,7 +136,8 @@ at::Tensor Generator::step(int64_t token) {
 Generation generate(const Decoder& model, const std::vector<int64_t>& prompt, const GenerationOptions& options) {
   if (prompt.empty()) fail_usage("the prompt is empty; give at least one token");
   for (const int64_t id : prompt)
-    if (id < 0 || id >= model.config.vocab_size) fail_usage("token id {} is outside the vocabulary of {}", id, model.config.vocab_size);
+    if (id < 0 || id >= model.config.vocab_size)
+      fail_usage("token id {} is outside the vocabulary of {}", id, model.config.vocab_size);
   std::mt19937_64 random(options.seed);
   Generator generator(model, static_cast<int64_t>(prompt.size()) + options.max_new_tokens);
   Generation result{.tokens = {}, .cache_bytes = generator.cache_bytes()};

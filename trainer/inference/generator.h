@@ -26,7 +26,8 @@ class Generator {
     at::Tensor k, v;
   };
   at::Tensor logits(const at::Tensor& stream) const;
-  at::Tensor attention_row(int64_t layer, const at::Tensor& x, const Sequences& sequences, std::vector<at::Tensor>& rows);
+  at::Tensor attention_row(int64_t layer, const at::Tensor& x, const Sequences& sequences,
+                           std::vector<at::Tensor>& rows);
 
   const Decoder& model_;
   int64_t capacity_, length_ = 0;
@@ -46,7 +47,8 @@ struct Generation {
   int64_t cache_bytes = 0;
 };
 
-// Stops after max_new_tokens or at one of the model's end tokens. Throws UsageError for an empty prompt or ids outside the vocabulary.
+// Stops after max_new_tokens or at one of the model's end tokens. Throws UsageError for an empty prompt or ids outside
+// the vocabulary.
 Generation generate(const Decoder& model, const std::vector<int64_t>& prompt, const GenerationOptions& options);
 
 }  // namespace uniattn

@@ -8,14 +8,16 @@ namespace uniattn {
 
 struct Batch {
   at::Tensor tokens;       // [T] int64
-  at::Tensor labels;       // [T] int64: the token that position t predicts, -100 where there is no loss (the last of a sequence always)
+  at::Tensor labels;       // [T] int64: the token that position t predicts, -100 where there is no loss (the last of a
+                           // sequence always)
   at::Tensor positions;    // [T] int64, from 0 in every sequence
   at::Tensor cu_seqlens;   // [sequences + 1] int32
   int64_t supervised = 0;  // labels that are not -100
 };
 
 inline Batch to_device(const Batch& batch, at::Device device) {
-  return {batch.tokens.to(device), batch.labels.to(device), batch.positions.to(device), batch.cu_seqlens.to(device), batch.supervised};
+  return {batch.tokens.to(device), batch.labels.to(device), batch.positions.to(device), batch.cu_seqlens.to(device),
+          batch.supervised};
 }
 
 }  // namespace uniattn

@@ -31,7 +31,9 @@ T get_or(const json& object, const char* key, T fallback) {
 
 int64_t positive(const json& object, const char* key) {
   const int64_t value = get_or<int64_t>(object, key, -1);
-  if (value <= 0) fail("config.json: `{}` must be a positive integer, found {}", key, find(object, key) ? find(object, key)->dump() : "nothing");
+  if (value <= 0)
+    fail("config.json: `{}` must be a positive integer, found {}", key,
+         find(object, key) ? find(object, key)->dump() : "nothing");
   return value;
 }
 
@@ -105,7 +107,8 @@ std::string family_of(const json& config) {
 }
 
 Activation read_activation(const json& config) {
-  const std::string name = get_or<std::string>(config, "hidden_activation", get_or<std::string>(config, "hidden_act", "silu"));
+  const std::string name =
+      get_or<std::string>(config, "hidden_activation", get_or<std::string>(config, "hidden_act", "silu"));
   if (name == "silu") return Activation::silu;
   if (name == "gelu_pytorch_tanh") return Activation::gelu_tanh;
   fail("config.json: activation `{}` is not supported; known: silu, gelu_pytorch_tanh", name);
@@ -133,7 +136,10 @@ void refuse_unknown_keys(const json& object, const std::set<std::string>& known,
 
 LayerPlan parse_layer(const json& entry, const std::string& where) {
   refuse_unknown_keys(entry, {"mode", "leader", "compensation_rank", "head_map"}, where);
-  LayerPlan layer{.mode = parse_mode(entry.at("mode")), .leader = entry.value("leader", int64_t{-1}), .compensation = {}, .head_map = {}};
+  LayerPlan layer{.mode = parse_mode(entry.at("mode")),
+                  .leader = entry.value("leader", int64_t{-1}),
+                  .compensation = {},
+                  .head_map = {}};
   if (const auto rank = entry.find("compensation_rank"); rank != entry.end())
     layer.compensation = rank->is_null() ? Compensation{Compensation::Kind::full, 0}
                                          : Compensation{Compensation::Kind::low_rank, rank->get<int64_t>()};
@@ -143,7 +149,9 @@ LayerPlan parse_layer(const json& entry, const std::string& where) {
 
 }  // namespace
 
-PlanLimits ModelConfig::plan_limits() const { return {num_layers, num_heads, hidden_size, windows}; }
+PlanLimits ModelConfig::plan_limits() const {
+  return {num_layers, num_heads, hidden_size, windows};
+}
 
 ModelConfig parse_model_config(const json& config) {
   if (!config.is_object()) fail("config.json: expected a JSON object");
@@ -160,7 +168,8 @@ ModelConfig parse_model_config(const json& config) {
     fail("config.json: hidden_size {} is not a multiple of num_attention_heads {}", model.hidden_size, model.num_heads);
   model.head_dim = find(config, "head_dim") ? positive(config, "head_dim") : model.hidden_size / model.num_heads;
   if (model.num_heads % model.num_kv_heads)
-    fail("config.json: num_attention_heads {} is not a multiple of num_key_value_heads {}", model.num_heads, model.num_kv_heads);
+    fail("config.json: num_attention_heads {} is not a multiple of num_key_value_heads {}", model.num_heads,
+         model.num_kv_heads);
   if (model.head_dim % 2) fail("config.json: head_dim {} is odd; rotary embedding needs an even one", model.head_dim);
   model.max_positions = get_or<int64_t>(config, "max_position_embeddings", 2048);
   model.norm_eps = get_or(config, "rms_norm_eps", 1e-6);
@@ -182,11 +191,13 @@ SharingPlan parse_plan(const json& config, const ModelConfig& model) {
   if (!ours) return plan;
   try {
     refuse_unknown_keys(*ours, {"version", "base_model_type", "layers"}, "uniattn");
-    if (ours->at("version") != 1) fail("config.json: uniattn.version is {}; this program reads version 1", ours->at("version").dump());
+    if (ours->at("version") != 1)
+      fail("config.json: uniattn.version is {}; this program reads version 1", ours->at("version").dump());
     const json& layers = ours->at("layers");
     if (static_cast<int64_t>(layers.size()) != model.num_layers)
       fail("config.json: uniattn.layers has {} entries for {} layers", layers.size(), model.num_layers);
-    for (size_t i = 0; i < layers.size(); ++i) plan.layers[i] = parse_layer(layers[i], fmt::format("uniattn.layers[{}]", i));
+    for (size_t i = 0; i < layers.size(); ++i)
+      plan.layers[i] = parse_layer(layers[i], fmt::format("uniattn.layers[{}]", i));
     plan.validate(model.plan_limits());
   } catch (const json::exception& error) {
     fail("config.json: the `uniattn` entry is malformed: {}", error.what());

@@ -1,4 +1,5 @@
-// The architecture of a decoder, read from a Hugging Face config.json. A model family is a row in the table of config.cpp.
+// The architecture of a decoder, read from a Hugging Face config.json. A model family is a row in the table of
+// config.cpp.
 #pragma once
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
@@ -25,21 +26,22 @@ struct ModelConfig {
   RopeScaling rope_scaling;
   bool tied_embeddings = false;
   Activation activation = Activation::silu;
-  double attention_scale = 0;       // on q k^T
-  double attention_softcap = 0;     // 0: none
-  double final_softcap = 0;         // 0: none
+  double attention_scale = 0;    // on q k^T
+  double attention_softcap = 0;  // 0: none
+  double final_softcap = 0;      // 0: none
   double embedding_scale = 1;
-  bool unit_offset_norm = false;    // the norm's weight is 1 + w
-  bool post_norms = false;          // norms after attention and MLP as well (Gemma-2)
-  std::vector<int64_t> windows;     // per layer; 0 is global attention
+  bool unit_offset_norm = false;  // the norm's weight is 1 + w
+  bool post_norms = false;        // norms after attention and MLP as well (Gemma-2)
+  std::vector<int64_t> windows;   // per layer; 0 is global attention
   int32_t bos_id = -1;
   std::vector<int32_t> eos_ids;
-  std::string dtype;                // of the checkpoint, as config.json names it
+  std::string dtype;  // of the checkpoint, as config.json names it
 
   PlanLimits plan_limits() const;
 };
 
-// Throws Error naming the field: another architecture, a value this program does not honour (attention_bias, an unknown RoPE type), a missing or impossible one.
+// Throws Error naming the field: another architecture, a value this program does not honour (attention_bias, an unknown
+// RoPE type), a missing or impossible one.
 ModelConfig parse_model_config(const nlohmann::json& config);
 
 // The plan in config.json's "uniattn" entry; all layers full when there is none.

@@ -15,9 +15,12 @@ constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kFinalNorm = "model.norm.weight";
 constexpr const char* kHead = "lm_head.weight";
 
-bool is_compensation(const std::string& name) { return name.find(".compensation.") != std::string::npos; }
+bool is_compensation(const std::string& name) {
+  return name.find(".compensation.") != std::string::npos;
+}
 
-// Where no calibration has given one: a compensation that adds nothing yet, and of whose factors both will receive gradients.
+// Where no calibration has given one: a compensation that adds nothing yet, and of whose factors both will receive
+// gradients.
 at::Tensor neutral_compensation(const LayerSlot& slot, int64_t index, at::ScalarType dtype, at::Device device) {
   if (slot.member != &Layer::compensation_down) return at::zeros(slot.shape, at::dtype(dtype).device(device));
   at::Generator generator = at::detail::createCPUGenerator(static_cast<uint64_t>(index));
@@ -29,25 +32,28 @@ at::Tensor neutral_compensation(const LayerSlot& slot, int64_t index, at::Scalar
 std::vector<TensorSpec> tensor_specs(const ModelConfig& config, const SharingPlan& plan) {
   std::vector<TensorSpec> specs{{kEmbedding, {config.vocab_size, config.hidden_size}}};
   for (int64_t i = 0; i < config.num_layers; ++i)
-    for (LayerSlot& slot : layer_slots(config, plan.layers[i], i)) specs.push_back({std::move(slot.name), std::move(slot.shape)});
+    for (LayerSlot& slot : layer_slots(config, plan.layers[i], i))
+      specs.push_back({std::move(slot.name), std::move(slot.shape)});
   specs.push_back({kFinalNorm, {config.hidden_size}});
   if (!config.tied_embeddings) specs.push_back({kHead, {config.vocab_size, config.hidden_size}});
   return specs;
 }
 
-at::Tensor read_tensor(const TensorSource& source, const std::string& name, const std::vector<int64_t>& shape, at::ScalarType dtype,
-                       at::Device device) {
+at::Tensor read_tensor(const TensorSource& source, const std::string& name, const std::vector<int64_t>& shape,
+                       at::ScalarType dtype, at::Device device) {
   const TensorInfo info = source.info(name);
   if (info.shape != shape)
-    fail("tensor `{}` has shape [{}], the model's config needs [{}]", name, fmt::join(info.shape, ", "), fmt::join(shape, ", "));
+    fail("tensor `{}` has shape [{}], the model's config needs [{}]", name, fmt::join(info.shape, ", "),
+         fmt::join(shape, ", "));
   at::Tensor tensor = source.tensor(name).to(device, dtype, /*non_blocking=*/false, /*copy=*/true);
   // A sum is finite only if all terms are (short of overflow, which sums in float64 exclude here): one cheap pass.
-  if (!at::isfinite(tensor.sum(at::kDouble)).item<bool>()) fail("tensor `{}` holds values that are not finite (NaN or infinity)", name);
+  if (!at::isfinite(tensor.sum(at::kDouble)).item<bool>())
+    fail("tensor `{}` holds values that are not finite (NaN or infinity)", name);
   return tensor;
 }
 
-Layer read_layer(const TensorSource& source, const ModelConfig& config, const LayerPlan& plan, int64_t index, at::ScalarType dtype,
-                 at::Device device) {
+Layer read_layer(const TensorSource& source, const ModelConfig& config, const LayerPlan& plan, int64_t index,
+                 at::ScalarType dtype, at::Device device) {
   Layer layer;
   for (const LayerSlot& slot : layer_slots(config, plan, index))
     layer.*slot.member = is_compensation(slot.name) && !source.contains(slot.name)
@@ -59,15 +65,17 @@ Layer read_layer(const TensorSource& source, const ModelConfig& config, const La
 at::Tensor embed(const ModelConfig& config, const at::Tensor& embedding, const at::Tensor& tokens) {
   const at::Tensor hidden = at::embedding(embedding, tokens);
   if (config.embedding_scale == 1) return hidden;
-  return hidden * at::scalar_tensor(config.embedding_scale, hidden.options());  // rounded to the dtype first, as Gemma does
+  return hidden *
+         at::scalar_tensor(config.embedding_scale, hidden.options());  // rounded to the dtype first, as Gemma does
 }
 
-Decoder Decoder::read(const TensorSource& source, const ModelConfig& config, const SharingPlan& plan, at::ScalarType dtype,
-                      at::Device device) {
+Decoder Decoder::read(const TensorSource& source, const ModelConfig& config, const SharingPlan& plan,
+                      at::ScalarType dtype, at::Device device) {
   Decoder model{config, plan, {}, {}, {}, {}};
   const std::vector<int64_t> vocab_shape{config.vocab_size, config.hidden_size};
   model.embedding = read_tensor(source, kEmbedding, vocab_shape, dtype, device);
-  for (int64_t i = 0; i < config.num_layers; ++i) model.layers.push_back(read_layer(source, config, plan.layers[i], i, dtype, device));
+  for (int64_t i = 0; i < config.num_layers; ++i)
+    model.layers.push_back(read_layer(source, config, plan.layers[i], i, dtype, device));
   model.final_norm = read_tensor(source, kFinalNorm, {config.hidden_size}, dtype, device);
   model.head = config.tied_embeddings ? model.embedding : read_tensor(source, kHead, vocab_shape, dtype, device);
   return model;
@@ -83,9 +91,9 @@ at::Tensor Decoder::hidden(const Batch& batch) const {
     const at::Tensor v = value_heads(config, x, layer.v);
     at::Tensor heads;
     if (plan.layers[i].mode == Mode::full) {
-      AttentionResult result = attention(rotated_heads(config, x, layer.q, sequences), rotated_heads(config, x, layer.k, sequences), v,
-                                         sequences.cu_seqlens, static_cast<int64_t>(plan.followers_of(i).size()),
-                                         attention_options(config, i));
+      AttentionResult result = attention(
+          rotated_heads(config, x, layer.q, sequences), rotated_heads(config, x, layer.k, sequences), v,
+          sequences.cu_seqlens, static_cast<int64_t>(plan.followers_of(i).size()), attention_options(config, i));
       heads = result.out;
       handles[i] = std::move(result.probs);
     } else {
@@ -105,7 +113,8 @@ at::Tensor Decoder::token_losses(const Batch& batch) const {
 std::vector<std::pair<std::string, at::Tensor*>> Decoder::parameters() {
   std::vector<std::pair<std::string, at::Tensor*>> result{{kEmbedding, &embedding}};
   for (int64_t i = 0; i < config.num_layers; ++i)
-    for (const LayerSlot& slot : layer_slots(config, plan.layers[i], i)) result.emplace_back(slot.name, &(layers[i].*slot.member));
+    for (const LayerSlot& slot : layer_slots(config, plan.layers[i], i))
+      result.emplace_back(slot.name, &(layers[i].*slot.member));
   result.emplace_back(kFinalNorm, &final_norm);
   if (!config.tied_embeddings) result.emplace_back(kHead, &head);
   return result;

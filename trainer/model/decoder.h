@@ -16,12 +16,13 @@ struct TensorSpec {
 };
 std::vector<TensorSpec> tensor_specs(const ModelConfig& config, const SharingPlan& plan);
 
-// Reads `name` as `dtype` on `device` into memory of its own. Throws Error for a wrong shape or values that are not finite.
-at::Tensor read_tensor(const TensorSource& source, const std::string& name, const std::vector<int64_t>& shape, at::ScalarType dtype,
-                       at::Device device = at::kCPU);
+// Reads `name` as `dtype` on `device` into memory of its own. Throws Error for a wrong shape or values that are not
+// finite.
+at::Tensor read_tensor(const TensorSource& source, const std::string& name, const std::vector<int64_t>& shape,
+                       at::ScalarType dtype, at::Device device = at::kCPU);
 
-Layer read_layer(const TensorSource& source, const ModelConfig& config, const LayerPlan& plan, int64_t index, at::ScalarType dtype,
-                 at::Device device = at::kCPU);
+Layer read_layer(const TensorSource& source, const ModelConfig& config, const LayerPlan& plan, int64_t index,
+                 at::ScalarType dtype, at::Device device = at::kCPU);
 
 // Embedding of tokens [T] -> [T, D].
 at::Tensor embed(const ModelConfig& config, const at::Tensor& embedding, const at::Tensor& tokens);
@@ -36,8 +37,8 @@ class Decoder {
   std::vector<Layer> layers;
 
   // Compensations that the source lacks start at zero (low rank: up zero, down random with a fixed seed).
-  static Decoder read(const TensorSource& source, const ModelConfig& config, const SharingPlan& plan, at::ScalarType dtype,
-                      at::Device device = at::kCPU);
+  static Decoder read(const TensorSource& source, const ModelConfig& config, const SharingPlan& plan,
+                      at::ScalarType dtype, at::Device device = at::kCPU);
 
   // Final normed hidden states [T, D] of packed sequences.
   at::Tensor hidden(const Batch& batch) const;

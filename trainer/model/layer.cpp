@@ -6,7 +6,8 @@
 namespace uniattn {
 namespace {
 
-// Inverse wave lengths [head_dim / 2] in float32, computed in the order transformers does: positions past 8,192 feel the last bit.
+// Inverse wave lengths [head_dim / 2] in float32, computed in the order transformers does: positions past 8,192 feel
+// the last bit.
 at::Tensor inverse_frequencies(const ModelConfig& config) {
   const at::Tensor exponents = at::arange(0, config.head_dim, 2, at::kLong).to(at::kFloat) / config.head_dim;
   at::Tensor frequencies = 1.0 / at::pow(config.rope_theta, exponents);
@@ -16,7 +17,8 @@ at::Tensor inverse_frequencies(const ModelConfig& config) {
   // Llama 3.1: long waves are slowed by `factor`, short ones kept, those between interpolated.
   const double original = static_cast<double>(rope.original_max_positions);
   const at::Tensor wave_lengths = 2 * std::numbers::pi / frequencies;
-  const at::Tensor smooth = (original / wave_lengths - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
+  const at::Tensor smooth =
+      (original / wave_lengths - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
   const at::Tensor slowed = frequencies / rope.factor;
   const at::Tensor between = (1 - smooth) * slowed + smooth * frequencies;
   const at::Tensor is_long = wave_lengths > original / rope.low_freq_factor;
@@ -82,7 +84,8 @@ at::Tensor norm(const ModelConfig& config, const at::Tensor& x, const at::Tensor
   return rms_norm(x, weight, config.norm_eps, config.unit_offset_norm);
 }
 
-at::Tensor rotated_heads(const ModelConfig& config, const at::Tensor& x, const at::Tensor& projection, const Sequences& sequences) {
+at::Tensor rotated_heads(const ModelConfig& config, const at::Tensor& x, const at::Tensor& projection,
+                         const Sequences& sequences) {
   return rotary(project_heads(config, x, projection), sequences.cos, sequences.sin);
 }
 
@@ -90,10 +93,13 @@ at::Tensor value_heads(const ModelConfig& config, const at::Tensor& x, const at:
   return project_heads(config, x, projection);
 }
 
-at::Tensor attention_output(const ModelConfig& config, const Layer& layer, const at::Tensor& heads, const at::Tensor& x) {
+at::Tensor attention_output(const ModelConfig& config, const Layer& layer, const at::Tensor& heads,
+                            const at::Tensor& x) {
   const at::Tensor o = heads.flatten(1);
-  at::Tensor out = layer.compensation.defined() ? compensated_output(o, layer.o, x, layer.compensation) : uniattn::linear(o, layer.o);
-  if (layer.compensation_down.defined()) out = out + uniattn::linear(uniattn::linear(x, layer.compensation_down), layer.compensation_up);
+  at::Tensor out = layer.compensation.defined() ? compensated_output(o, layer.o, x, layer.compensation)
+                                                : uniattn::linear(o, layer.o);
+  if (layer.compensation_down.defined())
+    out = out + uniattn::linear(uniattn::linear(x, layer.compensation_down), layer.compensation_up);
   return config.post_norms ? norm(config, out, layer.post_attention_norm) : out;
 }
 

@@ -13,11 +13,11 @@ namespace uniattn {
 // Undefined tensors are those that the layer's mode drops. Projections are [out, in].
 struct Layer {
   at::Tensor input_norm, q, k, v, o;
-  at::Tensor compensation;                          // [D, D]
-  at::Tensor compensation_down, compensation_up;    // [r, D], [D, r]
-  at::Tensor post_attention_norm;                   // post-norm families only
+  at::Tensor compensation;                        // [D, D]
+  at::Tensor compensation_down, compensation_up;  // [r, D], [D, r]
+  at::Tensor post_attention_norm;                 // post-norm families only
   at::Tensor mlp_norm, gate, up, down;
-  at::Tensor post_mlp_norm;                         // post-norm families only
+  at::Tensor post_mlp_norm;  // post-norm families only
 };
 
 // A tensor's name in a Hugging Face checkpoint, the shape it must have, and its place in Layer.
@@ -47,12 +47,15 @@ std::optional<at::Tensor> head_map_tensor(const LayerPlan& plan, at::Device devi
 at::Tensor norm(const ModelConfig& config, const at::Tensor& x, const at::Tensor& weight);
 
 // Queries and keys of x [T, D] after the rotary embedding, [T, heads, head_dim] and [T, kv_heads, head_dim].
-at::Tensor rotated_heads(const ModelConfig& config, const at::Tensor& x, const at::Tensor& projection, const Sequences& sequences);
+at::Tensor rotated_heads(const ModelConfig& config, const at::Tensor& x, const at::Tensor& projection,
+                         const Sequences& sequences);
 // Values, [T, kv_heads, head_dim].
 at::Tensor value_heads(const ModelConfig& config, const at::Tensor& x, const at::Tensor& projection);
 
-// W_o of the heads' outputs [T, heads, head_dim] plus the layer's compensation of its normed input x [T, D]; post-norm included.
-at::Tensor attention_output(const ModelConfig& config, const Layer& layer, const at::Tensor& heads, const at::Tensor& x);
+// W_o of the heads' outputs [T, heads, head_dim] plus the layer's compensation of its normed input x [T, D]; post-norm
+// included.
+at::Tensor attention_output(const ModelConfig& config, const Layer& layer, const at::Tensor& heads,
+                            const at::Tensor& x);
 
 // The residual stream after the MLP, from that after attention. [T, D]
 at::Tensor add_mlp(const ModelConfig& config, const Layer& layer, const at::Tensor& residual);

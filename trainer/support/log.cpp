@@ -19,9 +19,15 @@ spdlog::logger& logger() {
 
 }  // namespace
 
-void info(std::string_view message) { logger().info("{}", message); }
-void warn(std::string_view message) { logger().warn("{}", message); }
-void error(std::string_view message) { logger().error("{}", message); }
+void info(std::string_view message) {
+  logger().info("{}", message);
+}
+void warn(std::string_view message) {
+  logger().warn("{}", message);
+}
+void error(std::string_view message) {
+  logger().error("{}", message);
+}
 
 void set_file(const std::string& path) {
   auto sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path);
@@ -29,6 +35,8 @@ void set_file(const std::string& path) {
   logger().sinks().push_back(std::move(sink));
 }
 
-void only_warnings() { logger().set_level(spdlog::level::warn); }
+void only_warnings() {
+  logger().set_level(spdlog::level::warn);
+}
 
 }  // namespace uniattn::log

@@ -19,6 +19,8 @@ void watch_signals() {
   std::signal(SIGTERM, on_signal);
 }
 
-bool stop_requested() { return requested != 0; }
+bool stop_requested() {
+  return requested != 0;
+}
 
 }  // namespace uniattn

@@ -31,9 +31,10 @@ void AdamW::step(const TrainedParameters& parameters, double learning_rate) {
     if (group.members.empty()) continue;
     const std::vector<at::Tensor> steps = pick(steps_, group.members);
     at::_foreach_add_(steps, 1);
-    at::_fused_adamw_(pick(parameters.masters(), group.members), pick(parameters.gradients(), group.members), pick(first_, group.members),
-                      pick(second_, group.members), /*max_exp_avg_sqs=*/{}, steps, learning_rate, config_.beta1, config_.beta2,
-                      group.weight_decay, config_.eps, /*amsgrad=*/false, /*maximize=*/false);
+    at::_fused_adamw_(pick(parameters.masters(), group.members), pick(parameters.gradients(), group.members),
+                      pick(first_, group.members), pick(second_, group.members), /*max_exp_avg_sqs=*/{}, steps,
+                      learning_rate, config_.beta1, config_.beta2, group.weight_decay, config_.eps, /*amsgrad=*/false,
+                      /*maximize=*/false);
   }
 }
 
@@ -50,7 +51,8 @@ NamedTensors AdamW::state() const {
 void AdamW::load(const NamedTensors& state) {
   const std::map<std::string, at::Tensor> saved(state.begin(), state.end());
   NamedTensors own = this->state();
-  if (saved.size() != own.size()) fail("the snapshot holds {} moment tensors, this stage has {}", saved.size(), own.size());
+  if (saved.size() != own.size())
+    fail("the snapshot holds {} moment tensors, this stage has {}", saved.size(), own.size());
   for (auto& [name, tensor] : own) {
     const auto found = saved.find(name);
     if (found == saved.end()) fail("the snapshot lacks the moment tensor `{}`", name);

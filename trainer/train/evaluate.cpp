@@ -12,7 +12,9 @@ constexpr size_t kBatchTokens = 4096;
 
 }  // namespace
 
-double Evaluation::perplexity() const { return std::exp(loss); }
+double Evaluation::perplexity() const {
+  return std::exp(loss);
+}
 
 Evaluation evaluate(const Decoder& model, const std::vector<Document>& documents, ProcessGroup& group) {
   const at::NoGradGuard no_grad;

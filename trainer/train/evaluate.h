@@ -7,8 +7,8 @@
 namespace uniattn {
 
 struct Evaluation {
-  double loss = 0;         // nats per predicted (supervised) token
-  int64_t tokens = 0;      // predicted tokens
+  double loss = 0;     // nats per predicted (supervised) token
+  int64_t tokens = 0;  // predicted tokens
   double perplexity() const;
 };
 

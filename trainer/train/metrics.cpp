@@ -20,11 +20,14 @@ constexpr int kBarWidth = 24;
 
 std::string duration(double seconds) {
   const auto total = static_cast<int64_t>(seconds + 0.5);
-  return total >= 3600 ? fmt::format("{}:{:02}:{:02}", total / 3600, total / 60 % 60, total % 60) : fmt::format("{}:{:02}", total / 60, total % 60);
+  return total >= 3600 ? fmt::format("{}:{:02}:{:02}", total / 3600, total / 60 % 60, total % 60)
+                       : fmt::format("{}:{:02}", total / 60, total % 60);
 }
 
 // An exponential average that starts at the first value.
-void smooth(double& average, double value) { average = average == 0 ? value : 0.9 * average + 0.1 * value; }
+void smooth(double& average, double value) {
+  average = average == 0 ? value : 0.9 * average + 0.1 * value;
+}
 
 }  // namespace
 
@@ -54,8 +57,9 @@ void Progress::show(const StepMetrics& m) {
   smooth(tokens_per_second_, static_cast<double>(m.tokens) / m.seconds);
   smooth(seconds_per_step_, m.seconds);
   const std::string left = duration(static_cast<double>(m.total_steps - m.step) * seconds_per_step_);
-  const std::string text = fmt::format("{} {}/{}  loss {:.4f}  lr {:.2e}  |g| {:.3f}  {:.0f} tokens/s  {} left", m.stage, m.step,
-                                       m.total_steps, m.loss, m.learning_rate, m.gradient_norm, tokens_per_second_, left);
+  const std::string text =
+      fmt::format("{} {}/{}  loss {:.4f}  lr {:.2e}  |g| {:.3f}  {:.0f} tokens/s  {} left", m.stage, m.step,
+                  m.total_steps, m.loss, m.learning_rate, m.gradient_norm, tokens_per_second_, left);
   const auto now = Clock::now();
   if (isatty(STDERR_FILENO)) {
     const auto filled = static_cast<int>(kBarWidth * m.step / m.total_steps);

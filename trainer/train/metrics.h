@@ -15,7 +15,8 @@ struct StepMetrics {
   double seconds = 0;                         // of this step
 };
 
-// Lines of metrics.jsonl after `step` of `stage` that a killed process had written beyond its last snapshot are dropped, so that a resumed run has each step once.
+// Keeps the first `lines` of metrics.jsonl. What a killed process wrote beyond its last snapshot goes, so that a resumed
+// run has each step once.
 void trim_metrics(const std::string& path, int64_t lines);
 void append_metrics(const std::string& path, const StepMetrics& metrics);
 

@@ -26,7 +26,10 @@ TrainedParameters::TrainedParameters(Decoder& model, const std::string& which, M
     masters_.push_back(master.detach());
     gradients_.push_back(at::zeros_like(masters_.back()));
   }
-  if (names_.empty()) fail_usage("a stage trains `{}`, but the model has no such parameters; give the plan a compensation or drop the stage", which);
+  if (names_.empty())
+    fail_usage(
+        "a stage trains `{}`, but the model has no such parameters; give the plan a compensation or drop the stage",
+        which);
 }
 
 int64_t TrainedParameters::count() const {
@@ -44,7 +47,9 @@ void TrainedParameters::accumulate() {
   }
 }
 
-void TrainedParameters::all_reduce(ProcessGroup& group) { group.all_reduce_sum(gradients_); }
+void TrainedParameters::all_reduce(ProcessGroup& group) {
+  group.all_reduce_sum(gradients_);
+}
 
 double TrainedParameters::gradient_norm() const {
   double squares = 0;

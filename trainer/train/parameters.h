@@ -16,8 +16,9 @@ using Masters = std::map<std::string, at::Tensor>;
 
 class TrainedParameters {
  public:
-  // `which`: "compensation" trains the compensations alone, "all" everything. All other parameters require no gradient. Missing masters are made
-  // from the model's weights; present ones must have the values that the model shows. Throws UsageError when the set is empty.
+  // `which`: "compensation" trains the compensations alone, "all" everything. All other parameters require no gradient.
+  // Missing masters are made from the model's weights; present ones must have the values that the model shows. Throws
+  // UsageError when the set is empty.
   TrainedParameters(Decoder& model, const std::string& which, Masters& masters);
 
   const std::vector<std::string>& names() const { return names_; }

@@ -31,8 +31,13 @@ Loader make_loader(const Config& config, const TokenShards& shards, int64_t stag
 
 class Trainer {
  public:
-  Trainer(const Config& config, const RunDirectory& run, const ModelDirectory& model, const TrainingData& data, ProcessGroup& group)
-      : config_(config), run_(run), data_(data), group_(group), device_(compute_device(group.local_rank())),
+  Trainer(const Config& config, const RunDirectory& run, const ModelDirectory& model, const TrainingData& data,
+          ProcessGroup& group)
+      : config_(config),
+        run_(run),
+        data_(data),
+        group_(group),
+        device_(compute_device(group.local_rank())),
         steps_(stage_steps(config, data.train, group.world_size())) {
     RunState start = initial_state(run, config, model);
     model_ = Decoder::read(*start.tensors, model.config, start.plan, parse_dtype(config.model.dtype), device_);
@@ -84,8 +89,8 @@ class Trainer {
     }
     parameters.all_reduce(group_);
     metrics.loss = group_.sum(loss);
-    metrics.learning_rate =
-        learning_rate(config_.optimizer.schedule, stage.learning_rate, step_, steps_[stage_], config_.optimizer.warmup_ratio);
+    metrics.learning_rate = learning_rate(config_.optimizer.schedule, stage.learning_rate, step_, steps_[stage_],
+                                          config_.optimizer.warmup_ratio);
     metrics.gradient_norm = parameters.gradient_norm();
     update(parameters, optimizer, metrics);
     ++step_, ++done_;
@@ -99,7 +104,8 @@ class Trainer {
     const auto rows = loader.rows(step_);
     std::vector<Batch> batches;
     for (int64_t micro = 0; micro < config_.optimizer.accumulation; ++micro) {
-      const auto documents = micro_batch(rows, micro, config_.optimizer.accumulation, group_.rank(), group_.world_size());
+      const auto documents =
+          micro_batch(rows, micro, config_.optimizer.accumulation, group_.rank(), group_.world_size());
       if (!documents.empty()) batches.push_back(to_device(make_batch(documents), device_));
     }
     return batches;
@@ -112,12 +118,15 @@ class Trainer {
     metrics.supervised_tokens = group_.sum(supervised);
   }
 
-  // Clips and applies the gradients, or leaves the step out when they are not finite; all ranks see the same norm and decide alike.
+  // Clips and applies the gradients, or leaves the step out when they are not finite; all ranks see the same norm and
+  // decide alike.
   void update(TrainedParameters& parameters, AdamW& optimizer, const StepMetrics& metrics) {
     if (!std::isfinite(metrics.gradient_norm)) {
-      log::warn(fmt::format("stage {} step {}: the gradient is not finite, the step is skipped", metrics.stage, metrics.step));
+      log::warn(fmt::format("stage {} step {}: the gradient is not finite, the step is skipped", metrics.stage,
+                            metrics.step));
       if (++skipped_ == kMaxSkippedSteps)
-        fail("{} steps in a row had gradients that are not finite; lower the learning rate or look at the data", kMaxSkippedSteps);
+        fail("{} steps in a row had gradients that are not finite; lower the learning rate or look at the data",
+             kMaxSkippedSteps);
       return;
     }
     skipped_ = 0;
@@ -130,11 +139,16 @@ class Trainer {
   void evaluate_stage(const StageConfig& stage) {
     if (!data_.eval) return;
     const Evaluation result = evaluate(model_, data_.eval->documents(), group_);
-    log::info(fmt::format("stage {} done: held-out loss {:.4f}, perplexity {:.3f}", stage.name, result.loss, result.perplexity()));
+    log::info(fmt::format("stage {} done: held-out loss {:.4f}, perplexity {:.3f}", stage.name, result.loss,
+                          result.perplexity()));
   }
 
   json position() const {
-    return {{"stage", stage_}, {"step", step_}, {"done", done_}, {"seed", config_.run.seed}, {"data", data_.train.hash()},
+    return {{"stage", stage_},
+            {"step", step_},
+            {"done", done_},
+            {"seed", config_.run.seed},
+            {"data", data_.train.hash()},
             {"rows_per_step", config_.optimizer.micro_batch * config_.optimizer.accumulation * group_.world_size()}};
   }
 
@@ -157,15 +171,18 @@ class Trainer {
     const json expected = position();
     for (const char* key : {"data", "seed", "rows_per_step"})
       if (snapshot.state.at(key) != expected.at(key))
-        fail_usage("snapshot `{}` was trained with another {}: {} there, {} now; continue with the same, or start a new run.dir", *path, key,
-                   snapshot.state.at(key).dump(), expected.at(key).dump());
+        fail_usage(
+            "snapshot `{}` was trained with another {}: {} there, {} now; continue with the same, or start a new "
+            "run.dir",
+            *path, key, snapshot.state.at(key).dump(), expected.at(key).dump());
     stage_ = snapshot.state.at("stage");
     step_ = snapshot.state.at("step");
     done_ = snapshot.state.at("done");
     for (auto& [name, tensor] : snapshot.weights) masters_.emplace(name, tensor.to(device_));
     for (auto& [name, parameter] : model_.parameters())
       if (const auto master = masters_.find(name); master != masters_.end()) parameter->copy_(master->second);
-    if (step_ < steps_.at(stage_)) pending_moments_ = std::move(snapshot.moments);  // else the next stage starts with fresh ones
+    if (step_ < steps_.at(stage_))
+      pending_moments_ = std::move(snapshot.moments);  // else the next stage starts with fresh ones
     if (group_.rank() == 0) trim_metrics(run_.metrics(), done_);
     log::info(fmt::format("continuing from {}", *path));
   }
@@ -176,7 +193,7 @@ class Trainer {
   ProcessGroup& group_;
   at::Device device_;
   Decoder model_;
-  std::vector<int64_t> steps_;  // per stage
+  std::vector<int64_t> steps_;               // per stage
   int64_t stage_ = 0, step_ = 0, done_ = 0;  // done_ counts over all stages
   int64_t stop_at_ = 0;                      // in terms of done_
   bool stopping_ = false;
@@ -193,14 +210,15 @@ std::vector<int64_t> stage_steps(const Config& config, const TokenShards& train,
   for (size_t i = 0; i < config.stages.size(); ++i) {
     const StageConfig& stage = config.stages[i];
     const int64_t per_epoch = make_loader(config, train, static_cast<int64_t>(i), world_size).steps_per_epoch();
-    steps.push_back(stage.max_steps > 0 ? stage.max_steps
-                                        : static_cast<int64_t>(std::ceil(stage.epochs * static_cast<double>(per_epoch))));
+    steps.push_back(stage.max_steps > 0
+                        ? stage.max_steps
+                        : static_cast<int64_t>(std::ceil(stage.epochs * static_cast<double>(per_epoch))));
   }
   return steps;
 }
 
-Outcome train(const Config& config, const RunDirectory& run, const ModelDirectory& model, const TrainingData& data, ProcessGroup& group,
-              int64_t stop_after) {
+Outcome train(const Config& config, const RunDirectory& run, const ModelDirectory& model, const TrainingData& data,
+              ProcessGroup& group, int64_t stop_after) {
   return Trainer(config, run, model, data, group).run(stop_after);
 }
 
