@@ -211,7 +211,7 @@ class Calibration {
     }
     for (const LayerSlot& slot : layer_slots(config_, fit.plan, layer_)) {
       const bool is_output = slot.member == &Layer::o;
-      if ((is_output && fit.output) || (slot.name.find(".compensation.") != std::string::npos && fit.compensation))
+      if ((is_output && fit.output) || (is_compensation(slot.name) && fit.compensation))
         result_.weights.emplace_back(slot.name, layer.*slot.member);
     }
     result_.followers.push_back({.layer = layer_,

@@ -47,7 +47,7 @@ json export_config(const ModelDirectory& base, const SharingPlan& plan, at::Scal
 void drop_missing_compensations(SharingPlan& plan, const ModelConfig& config, const TensorSource& tensors) {
   for (int64_t i = 0; i < config.num_layers; ++i)
     for (const LayerSlot& slot : layer_slots(config, plan.layers[i], i))
-      if (slot.name.find(".compensation.") != std::string::npos && !tensors.contains(slot.name))
+      if (is_compensation(slot.name) && !tensors.contains(slot.name))
         plan.layers[i].compensation = {};
 }
 

@@ -11,14 +11,6 @@
 #include "support/error.h"
 
 namespace uniattn {
-namespace {
-
-bool is_compensation(const std::string& name) {
-  return name.find(".self_attn.compensation.") != std::string::npos;
-}
-
-}  // namespace
-
 ModelDirectory open_model_directory(const std::string& path) {
   if (!std::filesystem::is_directory(path)) fail("model directory `{}` does not exist", path);
   ModelDirectory directory{.path = path, .json = read_json(path + "/config.json"), .config = {}, .plan = {}};

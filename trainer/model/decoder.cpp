@@ -15,10 +15,6 @@ constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kFinalNorm = "model.norm.weight";
 constexpr const char* kHead = "lm_head.weight";
 
-bool is_compensation(const std::string& name) {
-  return name.find(".compensation.") != std::string::npos;
-}
-
 // Where no calibration has given one: a compensation that adds nothing yet, and of whose factors both will receive
 // gradients.
 at::Tensor neutral_compensation(const LayerSlot& slot, int64_t index, at::ScalarType dtype, at::Device device) {

@@ -32,6 +32,10 @@ at::Tensor project_heads(const ModelConfig& config, const at::Tensor& x, const a
 
 }  // namespace
 
+bool is_compensation(const std::string& name) {
+  return name.find(".self_attn.compensation.") != std::string::npos;
+}
+
 std::vector<LayerSlot> layer_slots(const ModelConfig& config, const LayerPlan& plan, int64_t index) {
   const std::string prefix = "model.layers." + std::to_string(index) + ".";
   const int64_t d = config.hidden_size, ff = config.intermediate_size;

@@ -27,6 +27,9 @@ struct LayerSlot {
   at::Tensor Layer::*member;
 };
 
+// Whether a checkpoint name is that of a compensation (full, or a factor of a low-rank one).
+bool is_compensation(const std::string& name);
+
 std::vector<LayerSlot> layer_slots(const ModelConfig& config, const LayerPlan& plan, int64_t index);
 
 // What all layers of one forward pass over packed sequences share. T = tokens.

@@ -8,7 +8,7 @@ namespace uniattn {
 namespace {
 
 bool is_trained(const std::string& name, const std::string& which) {
-  return which == "all" || name.find(".self_attn.compensation.") != std::string::npos;
+  return which == "all" || is_compensation(name);
 }
 
 }  // namespace
