@@ -125,14 +125,14 @@ def check_plan(uniattn):
 def mask_types(layers, layer_types, family_types):
     """The mask type of each layer: as listed for layers of mode full, otherwise as the family has it, or the leader's.
 
-    A layer without attention has no mask; the type that stands for it asks the least of caches.
+    A layer without attention has no mask; full_attention stands for it.
     """
-    if len(layers) != len(family_types) or len(layers) != len(layer_types or layers):
+    listed = layer_types or family_types
+    if not len(layers) == len(listed) == len(family_types):
         raise ValueError(
-            f"`uniattn.layers` has {len(layers)} entries for {len(family_types)} layers"
-            + (f", `layer_types` {len(layer_types)}" if layer_types else "")
+            f"`uniattn.layers` has {len(layers)} entries and `layer_types` {len(listed)} for {len(family_types)} layers"
         )
-    types = [own if t in LAYER_KEYS else t for t, own in zip(layer_types or family_types, family_types)]
+    types = [own if t in LAYER_KEYS else t for t, own in zip(listed, family_types)]
     for i, entry in enumerate(layers):
         if entry["mode"] in ("linear", "skip"):
             types[i] = "full_attention"
@@ -252,11 +252,11 @@ class UniAttnAttention(nn.Module):
         Caches take their length from the key slot, at any layer: values stand there where there are no keys, and one
         number per token where there are no values either. The value slot then has width zero.
         """
-        first = next(y for y in (k, v, x[:, None, :, :1]) if y is not None)
-        first, second = cache.update(first, first[..., :0] if k is None else v, self.layer_idx)
-        if k is None:
-            return None, None if v is None else first
-        return first, second
+        if k is not None:
+            return cache.update(k, v, self.layer_idx)
+        kept = x[:, None, :, :1] if v is None else v
+        kept, _ = cache.update(kept, kept[..., :0], self.layer_idx)
+        return None, None if v is None else kept
 
     def attend(self, q, k, v, attention_mask, **kwargs):
         if self.spread:

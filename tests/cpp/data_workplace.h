@@ -3,6 +3,7 @@
 #include "catch.h"
 #include "data/prepare.h"
 #include "data/tokenize.h"
+#include "support/error.h"
 #include "temporary_directory.h"
 
 namespace uniattn::testing {

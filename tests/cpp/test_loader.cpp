@@ -8,6 +8,7 @@
 #include "data/packing.h"
 #include "data/random.h"
 #include "data_workplace.h"
+#include "support/error.h"
 
 using namespace uniattn;
 using namespace uniattn::testing;

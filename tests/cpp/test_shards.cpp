@@ -4,6 +4,7 @@
 #include <random>
 
 #include "data/loader.h"
+#include "data/records.h"
 #include "data/shard_writer.h"
 #include "data_workplace.h"
 #include "storage/json.h"

@@ -64,6 +64,14 @@ def test_logits(run_uniattn, tmp_path, shape, plan):
     assert (logits - theirs).abs().max() <= 2e-4 * exact.abs().max()
 
 
+@pytest.mark.parametrize("shape,plan", [({"head_dim": 32}, "small_leader"), (GEMMA2, "sliding_follows_global")])
+def test_bfloat16(run_uniattn, tmp_path, shape, plan):
+    path, docs = make(tmp_path, shape, plan), random_documents(3, 40, seed=3)
+    ids = write_ids(tmp_path / "eval.ids", docs)
+    result = run_uniattn("eval", "--model", path, "--ids", ids, "--window", 64, "--dtype", "bfloat16")
+    assert result["loss"] == pytest.approx(Oracle(path).loss(docs, 64)[0], abs=5e-2)
+
+
 @pytest.mark.parametrize("shape,plan", CASES, ids=str)
 def test_generate_equals_transformers(run_uniattn, tmp_path, shape, plan):
     path, prompt = make(tmp_path, shape, plan), random_documents(1, 20, seed=5)[0]
