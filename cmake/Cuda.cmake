@@ -13,6 +13,8 @@ if(UNIATTN_CUDA)
     target_include_directories(uniattn_ops SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
     target_compile_definitions(uniattn_ops PUBLIC UNIATTN_WITH_CUDA)
     target_link_libraries(uniattn_ops PUBLIC "${TORCH_DIR}/lib/libtorch_cuda.so" "${TORCH_DIR}/lib/libc10_cuda.so")
+    # Machines without the toolkit have the runtime that came with PyTorch.
+    set_property(TARGET uniattn_ops APPEND PROPERTY BUILD_RPATH "${TORCH_DIR}/lib;${TORCH_DIR}/../nvidia/cu13/lib")
     message(STATUS "CUDA kernels: built with ${CMAKE_CUDA_COMPILER} for ${CMAKE_CUDA_ARCHITECTURES}")
   else()
     message(STATUS "CUDA kernels: left out, no nvcc was found")

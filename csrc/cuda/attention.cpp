@@ -8,12 +8,10 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
 #include "checks.h"
 #include "composite/composite.h"
+#include "cuda/arguments.h"
 #include "cuda/launch.h"
-#include "cuda/readers.h"
 
 namespace uniattn::cuda {
 namespace {
@@ -32,13 +30,7 @@ bool takes(const Tensor& q) {
   return false;
 }
 
-// Kernels copy 16 bytes at a time.
-Tensor aligned(const Tensor& x) {
-  const Tensor dense = x.contiguous();
-  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : dense.clone();
-}
-
-std::vector<Tensor> aligned(at::TensorList list) {
+std::vector<Tensor> all_aligned(at::TensorList list) {
   std::vector<Tensor> result;
   for (const Tensor& x : list) result.push_back(aligned(x));
   return result;
@@ -51,38 +43,6 @@ OptionalTensor contiguous(const OptionalTensor& x) {
 const int64_t* data(const OptionalTensor& head_map) {
   return head_map ? head_map->const_data_ptr<int64_t>() : nullptr;
 }
-
-// The tensors of a Pattern, kept for as long as its pointers are used.
-struct PatternTensors {
-  Tensor q, k, lse, cu_seqlens;
-  Pattern pattern;
-
-  // lse is undefined for a leader's forward pass.
-  PatternTensors(const Tensor& q_, const Tensor& k_, const Tensor& lse_, const Tensor& cu_seqlens_,
-                 const AttentionOptions& options)
-      : q(aligned(q_)),
-        k(aligned(k_)),
-        lse(lse_.defined() ? lse_.contiguous() : lse_),
-        cu_seqlens(cu_seqlens_.contiguous()) {
-    const int64_t tokens = q.size(0);
-    TORCH_CHECK_VALUE(tokens == 0 || cu_seqlens.size(0) > 1, "cu_seqlens holds no sequence, but q has ", tokens,
-                      " tokens");
-    pattern = {q.scalar_type() == at::kHalf ? Type::kFloat16 : Type::kBFloat16,
-               static_cast<int>(q.size(2)),
-               static_cast<int>(tokens),
-               static_cast<int>(q.size(1)),
-               static_cast<int>(k.size(1)),
-               static_cast<int>(cu_seqlens.size(0)) - 1,
-               cu_seqlens.const_data_ptr<int32_t>(),
-               options.causal,
-               static_cast<int>(std::min(options.window, tokens)),
-               static_cast<float>(options.softcap),
-               static_cast<float>(resolved_scale(options, q.size(2))),
-               q.const_data_ptr(),
-               k.const_data_ptr(),
-               lse.defined() ? lse.const_data_ptr<float>() : nullptr};
-  }
-};
 
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
                                              const Tensor& cu_seqlens, bool causal, int64_t window, double softcap,
@@ -161,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Te
                                    deltas.const_data_ptr<float>(), sum.data_ptr<float>()},
                                   stream));
 
-  const std::vector<Tensor> grads = aligned(grad_out), values = aligned(v);
+  const std::vector<Tensor> grads = all_aligned(grad_out), values = all_aligned(v);
   const Tensor dq = at::empty(q.sizes(), q.options());
   const Tensor dk = at::empty(k.sizes(), k.options()), dv = at::empty(k.sizes(), k.options());
   SuperblockBackwardArgs args{tensors.pattern, readers.pointers(), {},           sum.const_data_ptr<float>(),

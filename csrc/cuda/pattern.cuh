@@ -81,7 +81,7 @@ UNIATTN_DEVICE float softcap_slope(const Pattern& p, float s) {
 }
 
 UNIATTN_DEVICE float exponential(float x) {
-  return exp2f(x * kLog2E);
+  return power_of_two(x * kLog2E);
 }
 
 // A row statistic [heads, tokens] of queries first, first + 1, …, for the columns of a fragment.

@@ -148,6 +148,10 @@ inline void sync_block() {
 
 float shuffle_xor(float x, int mask);
 
+inline float power_of_two(float x) {
+  return std::exp2(x);
+}
+
 template <typename T>
 uint32_t pack(float low, float high) {
   return T(low).x | static_cast<uint32_t>(T(high).x) << 16;

@@ -5,9 +5,9 @@
 #include <uniattn/ops.h>
 
 #include "catch.h"
+#include "cuda/arguments.h"
 #include "cuda/delta_sum.cuh"
 #include "cuda/forward.cuh"
-#include "cuda/readers.h"
 #include "cuda/score_backward.cuh"
 #include "cuda/value_backward.cuh"
 
@@ -20,8 +20,6 @@ using uniattn::cuda::Side;
 using uniattn::cuda::emulation::WarpOrder;
 
 namespace {
-
-constexpr int64_t kLayers = 3;
 
 // A leader and its followers over a pack, with the gradient of each output.
 struct Superblock {
@@ -49,8 +47,9 @@ Tensor poisoned(const Tensor& x) {
   return padded.narrow(0, 8, x.size(0)).copy_(x);
 }
 
-Superblock make_superblock(const std::vector<int64_t>& lengths, int64_t heads, int64_t kv_heads, int64_t head_dim,
-                           at::ScalarType dtype, const AttentionOptions& options) {
+Superblock make_superblock(int64_t layers, const std::vector<int64_t>& lengths, int64_t heads, int64_t kv_heads,
+                           int64_t head_dim, at::ScalarType dtype, const AttentionOptions& options) {
+  at::manual_seed(0);
   Superblock s;
   s.options = options;
   s.lengths = lengths;
@@ -60,13 +59,13 @@ Superblock make_superblock(const std::vector<int64_t>& lengths, int64_t heads, i
   const auto draw = [&](int64_t n) { return poisoned(at::randn({tokens, n, head_dim}).to(dtype)); };
   s.q = draw(heads);
   s.k = draw(kv_heads);
-  for (int64_t i = 0; i < kLayers; ++i) {
+  for (int64_t i = 0; i < layers; ++i) {
     s.v.push_back(draw(kv_heads));
     s.grad_out.push_back(draw(heads));
   }
-  // The leader; a map that leaves heads out and crosses KV groups; the identity.
-  s.head_map = {std::nullopt, (at::arange(heads, at::kLong) * 3 + 1).remainder(heads).clamp_max(heads - 2),
-                std::nullopt};
+  // The second layer's map leaves heads out and crosses KV groups.
+  s.head_map.resize(layers);
+  if (layers > 1) s.head_map[1] = (at::arange(heads, at::kLong) * 3 + 1).remainder(heads).clamp_max(heads - 2);
   return s;
 }
 
@@ -108,24 +107,6 @@ Results plain_results(const Superblock& s, at::ScalarType dtype) {
   return r;
 }
 
-uniattn::cuda::Pattern pattern_of(const Superblock& s, const Tensor& lse) {
-  using uniattn::cuda::Type;
-  return {s.q.scalar_type() == at::kHalf ? Type::kFloat16 : Type::kBFloat16,
-          static_cast<int>(s.q.size(2)),
-          static_cast<int>(s.q.size(0)),
-          static_cast<int>(s.q.size(1)),
-          static_cast<int>(s.k.size(1)),
-          static_cast<int>(s.lengths.size()),
-          s.cu_seqlens.const_data_ptr<int32_t>(),
-          s.options.causal,
-          static_cast<int>(s.options.window),
-          static_cast<float>(s.options.softcap),
-          static_cast<float>(s.options.scale.value_or(1 / std::sqrt(static_cast<double>(s.q.size(2))))),
-          s.q.const_data_ptr(),
-          s.k.const_data_ptr(),
-          lse.defined() ? lse.const_data_ptr<float>() : nullptr};
-}
-
 template <typename Kernel>
 void emulate(const typename Kernel::Args& args, WarpOrder order) {
   uniattn::cuda::emulation::run<Kernel>(args, uniattn::cuda::kThreads, order);
@@ -150,18 +131,20 @@ Results kernel_results(const Superblock& s, WarpOrder order) {
   Results r;
   const auto pointer = [](const OptionalTensor& map) { return map ? map->const_data_ptr<int64_t>() : nullptr; };
   const Tensor lse = at::full({s.q.size(1), s.q.size(0)}, NAN, at::kFloat);
+  const cuda::PatternTensors first(s.q, s.k, Tensor(), s.cu_seqlens, s.options);
+  const cuda::PatternTensors rest(s.q, s.k, lse, s.cu_seqlens, s.options);
   std::vector<Tensor> dv, delta;
   for (size_t i = 0; i < s.v.size(); ++i) {
     r.out.push_back(unfilled(s.q));
     dv.push_back(unfilled(s.k));
-    const cuda::Pattern pattern = pattern_of(s, i == 0 ? Tensor() : lse);
+    const cuda::Pattern pattern = i == 0 ? first.pattern : rest.pattern;
     emulate<cuda::Forward<T, kHeadDim>>({pattern, pointer(s.head_map[i]), s.v[i].const_data_ptr(), r.out[i].data_ptr(),
                                          i == 0 ? lse.data_ptr<float>() : nullptr},
                                         order);
     delta.push_back((s.grad_out[i].to(at::kFloat) * r.out[i].to(at::kFloat)).sum(2).t().contiguous());
     if (i == 0 && cuda::accumulates_dv(kHeadDim)) continue;
     emulate<cuda::ValueBackward<T, kHeadDim>>(
-        {pattern_of(s, lse), pointer(s.head_map[i]), s.grad_out[i].const_data_ptr(), dv[i].data_ptr()}, order);
+        {rest.pattern, pointer(s.head_map[i]), s.grad_out[i].const_data_ptr(), dv[i].data_ptr()}, order);
   }
 
   const cuda::ReaderTensors readers(c10::List<OptionalTensor>(s.head_map), s.q);
@@ -170,9 +153,8 @@ Results kernel_results(const Superblock& s, WarpOrder order) {
                            deltas.const_data_ptr<float>(), sum.data_ptr<float>()},
                           order);
   const Tensor dq = unfilled(s.q), dk = unfilled(s.k);
-  cuda::SuperblockBackwardArgs args{
-      pattern_of(s, lse), readers.pointers(), {}, sum.const_data_ptr<float>(), dq.data_ptr(),
-      dk.data_ptr(),      dv[0].data_ptr()};
+  cuda::SuperblockBackwardArgs args{rest.pattern,  readers.pointers(), {}, sum.const_data_ptr<float>(), dq.data_ptr(),
+                                    dk.data_ptr(), dv[0].data_ptr()};
   for (size_t i = 0; i < s.v.size(); ++i) args.layers[i] = {s.grad_out[i].const_data_ptr(), s.v[i].const_data_ptr()};
   emulate<cuda::ScoreBackward<T, kHeadDim, Side::kQueries>>(args, order);
   emulate<cuda::ScoreBackward<T, kHeadDim, Side::kKeys>>(args, order);
@@ -194,10 +176,10 @@ void check_error(const Tensor& ours, const Tensor& plain, const Tensor& exact) {
 }
 
 template <typename T, int kHeadDim>
-void check_kernels(const std::vector<int64_t>& lengths, int64_t heads, int64_t kv_heads,
+void check_kernels(int64_t layers, const std::vector<int64_t>& lengths, int64_t heads, int64_t kv_heads,
                    const AttentionOptions& options) {
   const auto dtype = c10::CppTypeToScalarType<T>::value;
-  const Superblock s = make_superblock(lengths, heads, kv_heads, kHeadDim, dtype, options);
+  const Superblock s = make_superblock(layers, lengths, heads, kv_heads, kHeadDim, dtype, options);
   const std::vector<Tensor> ours = all(kernel_results<T, kHeadDim>(s, WarpOrder::kForward));
   const std::vector<Tensor> again = all(kernel_results<T, kHeadDim>(s, WarpOrder::kBackward));
   const std::vector<Tensor> plain = all(plain_results(s, dtype)), exact = all(plain_results(s, at::kDouble));
@@ -211,21 +193,21 @@ void check_kernels(const std::vector<int64_t>& lengths, int64_t heads, int64_t k
 }  // namespace
 
 TEST_CASE("emulated CUDA kernels of head_dim 64 equal the formula", "[cuda]") {
-  check_kernels<BFloat16, 64>({0, 1, 63, 64, 65, 113}, 4, 2, {});
-  check_kernels<Float16, 64>({65, 0, 113, 1, 1}, 4, 1, {true, 40, 0, std::nullopt});
+  check_kernels<BFloat16, 64>(3, {0, 1, 63, 64, 65, 113}, 4, 2, {});
+  check_kernels<Float16, 64>(2, {65, 0, 113, 1, 1}, 4, 1, {true, 40, 0, std::nullopt});
 }
 
 TEST_CASE("emulated CUDA kernels of head_dim 96 equal the formula", "[cuda]") {
-  check_kernels<BFloat16, 96>({113, 1, 20}, 4, 4, {false, 70, 5.0, std::nullopt});
-  check_kernels<Float16, 96>({64, 65}, 4, 2, {true, 0, 0, 0.2});
+  check_kernels<BFloat16, 96>(3, {113, 1, 20}, 4, 4, {false, 70, 5.0, std::nullopt});
+  check_kernels<Float16, 96>(1, {64, 65}, 4, 2, {true, 0, 0, 0.2});
 }
 
 TEST_CASE("emulated CUDA kernels of head_dim 128 equal the formula", "[cuda]") {
-  check_kernels<BFloat16, 128>({63, 1, 0, 65}, 4, 2, {});
-  check_kernels<Float16, 128>({113, 7}, 4, 2, {false, 0, 3.0, std::nullopt});
+  check_kernels<BFloat16, 128>(3, {63, 1, 0, 65}, 4, 2, {});
+  check_kernels<Float16, 128>(2, {113, 7}, 4, 2, {false, 0, 3.0, std::nullopt});
 }
 
 TEST_CASE("emulated CUDA kernels of head_dim 256 equal the formula", "[cuda]") {
-  check_kernels<BFloat16, 256>({65, 1, 31}, 4, 2, {true, 20, 8.0, std::nullopt});
-  check_kernels<Float16, 256>({64, 3}, 4, 2, {});
+  check_kernels<BFloat16, 256>(3, {65, 1, 31}, 4, 2, {true, 20, 8.0, std::nullopt});
+  check_kernels<Float16, 256>(1, {64, 3}, 4, 2, {});
 }
