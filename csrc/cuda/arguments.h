@@ -17,6 +17,10 @@ inline at::Tensor aligned(const at::Tensor& x) {
   return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : dense.clone();
 }
 
+inline Type type_of(const at::Tensor& x) {
+  return x.scalar_type() == at::kHalf ? Type::kFloat16 : Type::kBFloat16;
+}
+
 // A Pattern and the tensors that its pointers lead to.
 struct PatternTensors {
   at::Tensor q, k, lse, cu_seqlens;
@@ -32,7 +36,7 @@ struct PatternTensors {
     const int64_t tokens = q.size(0);
     TORCH_CHECK_VALUE(tokens == 0 || cu_seqlens.size(0) > 1, "cu_seqlens holds no sequence, but q has ", tokens,
                       " tokens");
-    pattern = {.type = q.scalar_type() == at::kHalf ? Type::kFloat16 : Type::kBFloat16,
+    pattern = {.type = type_of(q),
                .head_dim = static_cast<int>(q.size(2)),
                .tokens = static_cast<int>(tokens),
                .heads = static_cast<int>(q.size(1)),

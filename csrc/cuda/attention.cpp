@@ -131,6 +131,19 @@ std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Te
   return {dq, dk, dv};
 }
 
+Tensor attention_delta(const Tensor& grad_out, const Tensor& out) {
+  if (!takes(out)) return composite::attention_delta(grad_out, out);
+  check_like(grad_out, "grad_out", out, "out");
+  const c10::cuda::CUDAGuard guard(out.device());
+  const Tensor a = aligned(grad_out), b = aligned(out);
+  const Tensor delta = at::empty({out.size(1), out.size(0)}, out.options().dtype(at::kFloat));
+  C10_CUDA_CHECK(
+      launch_delta({type_of(out), static_cast<int>(out.size(0)), static_cast<int>(out.size(1)),
+                    static_cast<int>(out.size(2)), a.const_data_ptr(), b.const_data_ptr(), delta.data_ptr<float>()},
+                   c10::cuda::getCurrentCUDAStream()));
+  return delta;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(uniattn, CUDA, m) {
@@ -138,6 +151,7 @@ TORCH_LIBRARY_IMPL(uniattn, CUDA, m) {
   m.impl("attend_forward", attend_forward);
   m.impl("attend_backward_value", attend_backward_value);
   m.impl("superblock_backward", superblock_backward);
+  m.impl("attention_delta", attention_delta);
 }
 
 }  // namespace uniattn::cuda

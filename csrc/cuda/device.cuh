@@ -59,6 +59,23 @@ UNIATTN_DEVICE uint32_t pack<BFloat16>(float low, float high) {
   return pair;
 }
 
+template <typename T>
+UNIATTN_DEVICE float low_half(uint32_t pair);
+template <>
+UNIATTN_DEVICE float low_half<Float16>(uint32_t pair) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(static_cast<uint16_t>(pair)));
+  return x;
+}
+template <>
+UNIATTN_DEVICE float low_half<BFloat16>(uint32_t pair) {
+  return __uint_as_float(pair << 16);
+}
+template <typename T>
+UNIATTN_DEVICE float high_half(uint32_t pair) {
+  return low_half<T>(pair >> 16);
+}
+
 // c += a b for one warp (volatile, lest the compiler moves it into a branch that not all lanes take): a 16 x 16 by
 // rows, b 16 x 8 by columns, c 16 x 8, in the fragment layouts of mma.m16n8k16.
 template <typename T>

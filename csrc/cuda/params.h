@@ -64,6 +64,14 @@ struct SuperblockBackwardArgs {
   void* dv;                          // [tokens, kv_heads, head_dim], of the leader
 };
 
+// delta = rowsum(grad_out * out).
+struct DeltaArgs {
+  Type type;  // of out and grad_out
+  int tokens, heads, head_dim;
+  const void *grad_out, *out;  // [tokens, heads, head_dim], head_dim even
+  float* delta;                // [heads, tokens]
+};
+
 // sum[m] = the sum of delta over the readers of leader head m, in their order.
 struct DeltaSumArgs {
   int tokens, heads;

@@ -1,4 +1,3 @@
-#include "cuda/delta_sum.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/score_backward.cuh"
 
@@ -11,10 +10,6 @@ template <typename T, int kHeadDim>
 using KeyGradient = ScoreBackward<T, kHeadDim, Side::kKeys>;
 
 }  // namespace
-
-cudaError_t launch_delta_sum(const DeltaSumArgs& args, cudaStream_t stream) {
-  return launch<DeltaSum>(args, stream);
-}
 
 cudaError_t launch_superblock_backward(const SuperblockBackwardArgs& args, cudaStream_t stream) {
   if (const cudaError_t error = launch_for<QueryGradient>(args, stream); error != cudaSuccess) return error;

@@ -73,6 +73,11 @@ class Block {
   std::string error_;
 };
 
+template <typename T>
+float half_of(uint32_t pair, int half) {
+  return T(static_cast<uint16_t>(pair >> (16 * half)), T::from_bits());
+}
+
 void load_matrices(void* const* operands);
 void load_matrices_transposed(void* const* operands);
 
@@ -86,12 +91,6 @@ struct MultiplyOperands {
   const uint32_t* a;
   uint32_t b[2];
 };
-
-template <typename T>
-T half_of(uint32_t pair, int half) {
-  const uint16_t bits = static_cast<uint16_t>(pair >> (16 * half));
-  return T(bits, T::from_bits());
-}
 
 template <typename T>
 void multiply_add(void* const* operands) {
@@ -155,6 +154,14 @@ inline float power_of_two(float x) {
 template <typename T>
 uint32_t pack(float low, float high) {
   return T(low).x | static_cast<uint32_t>(T(high).x) << 16;
+}
+template <typename T>
+float low_half(uint32_t pair) {
+  return emulation::half_of<T>(pair, 0);
+}
+template <typename T>
+float high_half(uint32_t pair) {
+  return emulation::half_of<T>(pair, 1);
 }
 
 template <typename T>

@@ -6,18 +6,19 @@
 
 #include "catch.h"
 #include "cuda/arguments.h"
-#include "cuda/delta_sum.cuh"
+#include "cuda/delta.cuh"
 #include "cuda/forward.cuh"
 #include "cuda/score_backward.cuh"
 #include "cuda/value_backward.cuh"
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+namespace cuda = uniattn::cuda;
+using cuda::BFloat16;
+using cuda::Float16;
+using cuda::Side;
+using cuda::emulation::WarpOrder;
 using uniattn::AttentionOptions;
-using uniattn::cuda::BFloat16;
-using uniattn::cuda::Float16;
-using uniattn::cuda::Side;
-using uniattn::cuda::emulation::WarpOrder;
 
 namespace {
 
@@ -107,11 +108,6 @@ Results plain_results(const Superblock& s, at::ScalarType dtype) {
   return r;
 }
 
-template <typename Kernel>
-void emulate(const typename Kernel::Args& args, WarpOrder order) {
-  uniattn::cuda::emulation::run<Kernel>(args, uniattn::cuda::kThreads, order);
-}
-
 // A tensor like x for a kernel to fill, in memory full of NaN.
 Tensor unfilled(const Tensor& x) {
   return poisoned(at::full(x.sizes(), NAN, x.options()));
@@ -125,45 +121,65 @@ void check_only_filled_inside(const Tensor& x) {
   CHECK(whole.narrow(0, whole.numel() - 8 * row, 8 * row).isnan().all().item<bool>());
 }
 
+// The kernels' results, in the order in which autograd calls them: all layers forward, then back.
 template <typename T, int kHeadDim>
-Results kernel_results(const Superblock& s, WarpOrder order) {
-  namespace cuda = uniattn::cuda;
-  Results r;
-  const auto pointer = [](const OptionalTensor& map) { return map ? map->const_data_ptr<int64_t>() : nullptr; };
-  const Tensor lse = at::full({s.q.size(1), s.q.size(0)}, NAN, at::kFloat);
-  const cuda::PatternTensors first(s.q, s.k, Tensor(), s.cu_seqlens, s.options);
-  const cuda::PatternTensors rest(s.q, s.k, lse, s.cu_seqlens, s.options);
-  std::vector<Tensor> dv, delta;
-  for (size_t i = 0; i < s.v.size(); ++i) {
-    r.out.push_back(unfilled(s.q));
-    dv.push_back(unfilled(s.k));
-    const cuda::Pattern pattern = i == 0 ? first.pattern : rest.pattern;
-    emulate<cuda::Forward<T, kHeadDim>>({pattern, pointer(s.head_map[i]), s.v[i].const_data_ptr(), r.out[i].data_ptr(),
-                                         i == 0 ? lse.data_ptr<float>() : nullptr},
-                                        order);
-    delta.push_back((s.grad_out[i].to(at::kFloat) * r.out[i].to(at::kFloat)).sum(2).t().contiguous());
-    if (i == 0 && cuda::accumulates_dv(kHeadDim)) continue;
-    emulate<cuda::ValueBackward<T, kHeadDim>>(
-        {rest.pattern, pointer(s.head_map[i]), s.grad_out[i].const_data_ptr(), dv[i].data_ptr()}, order);
+class KernelRun {
+ public:
+  KernelRun(const Superblock& superblock, WarpOrder order) : s_(superblock), order_(order) {
+    for (size_t i = 0; i < s_.v.size(); ++i) run_layer(i);
+    run_superblock_backward();
+    for (const Tensor& x : all(results_)) check_only_filled_inside(x);
+  }
+  const Results& results() const { return results_; }
+
+ private:
+  template <typename Kernel>
+  void launch(const typename Kernel::Args& args) {
+    cuda::emulation::run<Kernel>(args, cuda::kThreads, order_);
   }
 
-  const cuda::ReaderTensors readers(c10::List<OptionalTensor>(s.head_map), s.q);
-  const Tensor deltas = at::stack(delta), sum = at::full_like(lse, NAN);
-  emulate<cuda::DeltaSum>({static_cast<int>(s.q.size(0)), static_cast<int>(s.q.size(1)), readers.pointers(),
-                           deltas.const_data_ptr<float>(), sum.data_ptr<float>()},
-                          order);
-  const Tensor dq = unfilled(s.q), dk = unfilled(s.k);
-  cuda::SuperblockBackwardArgs args{rest.pattern,  readers.pointers(), {}, sum.const_data_ptr<float>(), dq.data_ptr(),
-                                    dk.data_ptr(), dv[0].data_ptr()};
-  for (size_t i = 0; i < s.v.size(); ++i) args.layers[i] = {s.grad_out[i].const_data_ptr(), s.v[i].const_data_ptr()};
-  emulate<cuda::ScoreBackward<T, kHeadDim, Side::kQueries>>(args, order);
-  emulate<cuda::ScoreBackward<T, kHeadDim, Side::kKeys>>(args, order);
+  // Output, delta and, where it is not part of the superblock's backward, dV of one layer.
+  void run_layer(size_t i) {
+    const auto& pattern = i == 0 ? leader_.pattern : pattern_.pattern;
+    const int64_t* map = s_.head_map[i] ? s_.head_map[i]->const_data_ptr<int64_t>() : nullptr;
+    results_.out.push_back(unfilled(s_.q));
+    dv_.push_back(unfilled(s_.k));
+    delta_.push_back(at::full_like(lse_, NAN));
+    const Tensor &out = results_.out[i], &grad_out = s_.grad_out[i];
+    launch<cuda::Forward<T, kHeadDim>>(
+        {pattern, map, s_.v[i].const_data_ptr(), out.data_ptr(), i == 0 ? lse_.data_ptr<float>() : nullptr});
+    launch<cuda::Delta<T>>({pattern.type, pattern.tokens, pattern.heads, pattern.head_dim, grad_out.const_data_ptr(),
+                            out.const_data_ptr(), delta_[i].data_ptr<float>()});
+    if (i == 0 && cuda::accumulates_dv(kHeadDim)) return;
+    launch<cuda::ValueBackward<T, kHeadDim>>({pattern_.pattern, map, grad_out.const_data_ptr(), dv_[i].data_ptr()});
+  }
 
-  r.gradients = {dq, dk};
-  r.gradients.insert(r.gradients.end(), dv.begin(), dv.end());
-  for (const Tensor& x : all(r)) check_only_filled_inside(x);
-  return r;
-}
+  void run_superblock_backward() {
+    const auto& pattern = pattern_.pattern;
+    const cuda::ReaderTensors readers(c10::List<OptionalTensor>(s_.head_map), s_.q);
+    const Tensor deltas = at::stack(delta_), sum = at::full_like(lse_, NAN);
+    launch<cuda::DeltaSum>(
+        {pattern.tokens, pattern.heads, readers.pointers(), deltas.const_data_ptr<float>(), sum.data_ptr<float>()});
+    const Tensor dq = unfilled(s_.q), dk = unfilled(s_.k);
+    cuda::SuperblockBackwardArgs args{pattern,       readers.pointers(), {}, sum.const_data_ptr<float>(), dq.data_ptr(),
+                                      dk.data_ptr(), dv_[0].data_ptr()};
+    for (size_t i = 0; i < s_.v.size(); ++i) {
+      args.layers[i] = {s_.grad_out[i].const_data_ptr(), s_.v[i].const_data_ptr()};
+    }
+    launch<cuda::ScoreBackward<T, kHeadDim, Side::kQueries>>(args);
+    launch<cuda::ScoreBackward<T, kHeadDim, Side::kKeys>>(args);
+    results_.gradients = {dq, dk};
+    results_.gradients.insert(results_.gradients.end(), dv_.begin(), dv_.end());
+  }
+
+  const Superblock& s_;
+  const WarpOrder order_;
+  const Tensor lse_ = at::full({s_.q.size(1), s_.q.size(0)}, NAN, at::kFloat);
+  const cuda::PatternTensors leader_{s_.q, s_.k, Tensor(), s_.cu_seqlens, s_.options};
+  const cuda::PatternTensors pattern_{s_.q, s_.k, lse_, s_.cu_seqlens, s_.options};
+  std::vector<Tensor> dv_, delta_;
+  Results results_;
+};
 
 // At most twice the error of the formula in the same dtype, in the mean and, but for one rounding, at worst.
 void check_error(const Tensor& ours, const Tensor& plain, const Tensor& exact) {
@@ -180,8 +196,8 @@ void check_kernels(int64_t layers, const std::vector<int64_t>& lengths, int64_t 
                    const AttentionOptions& options) {
   const auto dtype = c10::CppTypeToScalarType<T>::value;
   const Superblock s = make_superblock(layers, lengths, heads, kv_heads, kHeadDim, dtype, options);
-  const std::vector<Tensor> ours = all(kernel_results<T, kHeadDim>(s, WarpOrder::kForward));
-  const std::vector<Tensor> again = all(kernel_results<T, kHeadDim>(s, WarpOrder::kBackward));
+  const std::vector<Tensor> ours = all(KernelRun<T, kHeadDim>(s, WarpOrder::kForward).results());
+  const std::vector<Tensor> again = all(KernelRun<T, kHeadDim>(s, WarpOrder::kBackward).results());
   const std::vector<Tensor> plain = all(plain_results(s, dtype)), exact = all(plain_results(s, at::kDouble));
   for (size_t i = 0; i < ours.size(); ++i) {
     CAPTURE(i);
