@@ -1,6 +1,7 @@
 #include "uniattn/ops.h"
 
 #include "dispatch.h"
+#include "raw.h"
 
 namespace uniattn {
 
@@ -30,6 +31,10 @@ Tensor attend(const Probs& p, const Tensor& v, const std::optional<Tensor>& head
   const auto map = head_map && head_map->defined() ? head_map : std::nullopt;
   return op.call(p.q, p.k, p.lse, v, p.cu_seqlens, p.grad_handle_out, p.grad_handle_value, p.grad_handle_delta, map,
                  p.options.causal, p.options.window, p.options.softcap, p.options.scale);
+}
+
+Tensor attend_backward_value(const Probs& p, const Tensor& grad_out, const std::optional<Tensor>& head_map) {
+  return raw::attend_backward_value(p.q, p.k, p.lse, grad_out, p.cu_seqlens, head_map, p.options);
 }
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, bool unit_offset) {

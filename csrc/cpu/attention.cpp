@@ -40,10 +40,15 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
                                              const Tensor& cu_seqlens, bool causal, int64_t window, double softcap,
                                              std::optional<double> scale) {
-  if (!takes(q)) return composite::attention_forward(q, k, v, cu_seqlens, causal, window, softcap, scale);
   const AttentionOptions options{causal, window, softcap, scale};
   check_query_key(q, k, cu_seqlens, options);
   check_like(v, "v", k, "k");
+  if (takes_widened(q)) {
+    const auto [out, lse] = attention_forward(widen(q), widen(k), widen(v), cu_seqlens, causal, window, softcap,
+                                              resolved_scale(options, q.size(2)));
+    return {narrow_to(out, q), lse};
+  }
+  if (!takes(q)) return composite::attention_forward(q, k, v, cu_seqlens, causal, window, softcap, scale);
   const Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
   return {forward(q, k, v, lse, cu_seqlens, std::nullopt, options, kernels().leader_forward), lse};
 }
@@ -51,26 +56,36 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, c
 Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens,
                       const OptionalTensor& head_map, bool causal, int64_t window, double softcap,
                       std::optional<double> scale) {
-  if (!takes(q)) return composite::attend_forward(q, k, lse, v, cu_seqlens, head_map, causal, window, softcap, scale);
   const AttentionOptions options{causal, window, softcap, scale};
   check_query_key(q, k, cu_seqlens, options);
   check_row_statistic(lse, "lse", q);
   check_like(v, "v", k, "k");
   check_head_map(head_map, q);
+  if (takes_widened(q)) {
+    return narrow_to(attend_forward(widen(q), widen(k), lse, widen(v), cu_seqlens, head_map, causal, window, softcap,
+                                    resolved_scale(options, q.size(2))),
+                     q);
+  }
+  if (!takes(q)) return composite::attend_forward(q, k, lse, v, cu_seqlens, head_map, causal, window, softcap, scale);
   return forward(q, k, v, lse.contiguous(), cu_seqlens, head_map, options, kernels().follower_forward);
 }
 
 Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& grad_out,
                              const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
                              double softcap, std::optional<double> scale) {
-  if (!takes(q)) {
-    return composite::attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, causal, window, softcap, scale);
-  }
   const AttentionOptions options{causal, window, softcap, scale};
   check_query_key(q, k, cu_seqlens, options);
   check_row_statistic(lse, "lse", q);
   check_like(grad_out, "grad_out", q, "q");
   check_head_map(head_map, q);
+  if (takes_widened(q)) {
+    return narrow_to(attend_backward_value(widen(q), widen(k), lse, widen(grad_out), cu_seqlens, head_map, causal,
+                                           window, softcap, resolved_scale(options, q.size(2))),
+                     k);
+  }
+  if (!takes(q)) {
+    return composite::attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, causal, window, softcap, scale);
+  }
   const Tiling tiling(check_sequences(cu_seqlens, q.size(0)));
   const Heads heads(q, k, head_map);
   const Packed q_rows(q, tiling, Packing::kRows), k_columns(k, tiling, Packing::kColumns);

@@ -1,6 +1,7 @@
 // How query heads, KV groups and a follower's head map hang together, and what the attention kernels take.
 #pragma once
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/constant_pad_nd.h>
 
 #include <optional>
 #include <vector>
@@ -33,6 +34,19 @@ struct Heads {
 inline bool takes(const at::Tensor& q) {
   return is_supported(q) && q.dim() == 3 && q.size(2) % kColumnMultiple == 0 && q.size(2) > 0 &&
          q.size(2) <= kMaxHeadDim;
+}
+
+// Whether they take it once the heads are widened with zeros, which change no product.
+inline bool takes_widened(const at::Tensor& q) {
+  return is_supported(q) && q.dim() == 3 && q.size(2) % kColumnMultiple != 0 && q.size(2) < kMaxHeadDim;
+}
+
+inline at::Tensor widen(const at::Tensor& x) {
+  return at::constant_pad_nd(x, {0, kColumnMultiple - x.size(2) % kColumnMultiple});
+}
+
+inline at::Tensor narrow_to(const at::Tensor& x, const at::Tensor& like) {
+  return x.narrow(2, 0, like.size(2)).contiguous();
 }
 
 inline AttentionShape attention_shape(const Tiling& tiling, const at::Tensor& q, const AttentionOptions& options) {

@@ -71,17 +71,29 @@ Tensor unpack(const Tensor& packed, const Tiling& tiling, double factor, const T
   return out;
 }
 
+std::vector<Tensor> widen(at::TensorList list) {
+  std::vector<Tensor> wide;
+  for (const Tensor& x : list) wide.push_back(cpu::widen(x));
+  return wide;
+}
+
 std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Tensor& k, const Tensor& lse,
                                                        const Tensor& cu_seqlens, at::TensorList grad_out,
                                                        at::TensorList v, at::TensorList delta,
                                                        const c10::List<OptionalTensor>& head_map, bool causal,
                                                        int64_t window, double softcap, std::optional<double> scale) {
+  const AttentionOptions options{causal, window, softcap, scale};
+  check_superblock(q, k, lse, cu_seqlens, grad_out, v, delta, head_map, options);
+  if (takes_widened(q)) {
+    const auto [dq, dk, dv] =
+        superblock_backward(cpu::widen(q), cpu::widen(k), lse, cu_seqlens, widen(grad_out), widen(v), delta, head_map,
+                            causal, window, softcap, resolved_scale(options, q.size(2)));
+    return {narrow_to(dq, q), narrow_to(dk, k), narrow_to(dv, k)};
+  }
   if (!takes(q)) {
     return composite::superblock_backward(q, k, lse, cu_seqlens, grad_out, v, delta, head_map, causal, window, softcap,
                                           scale);
   }
-  const AttentionOptions options{causal, window, softcap, scale};
-  check_superblock(q, k, lse, cu_seqlens, grad_out, v, delta, head_map, options);
   const Tiling tiling(check_sequences(cu_seqlens, q.size(0)));
   const Heads heads(q, k, std::nullopt);
   const Readers readers(q, k, tiling, grad_out, v, head_map);

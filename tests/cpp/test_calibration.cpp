@@ -61,6 +61,21 @@ TEST_CASE("the ridge is chosen on held-out rows", "[calibration]") {
   CHECK(chosen(24) > chosen(20000));
 }
 
+TEST_CASE("the ridge path is the plain solve at every ridge", "[calibration]") {
+  // Blocks of very different scale, fewer rows than features in one of the problems.
+  for (const int64_t rows : {8, 200}) {
+    const at::Tensor f = at::randn({rows, 14}, at::kDouble) * at::logspace(-3, 3, 14, 10, at::kDouble);
+    const at::Tensor y = at::randn({rows, 5}, at::kDouble), h = at::randn({90, 14}, at::kDouble);
+    const Gram fitted = gram_of(f, y, rows), held_out = gram_of(h, at::randn({90, 5}, at::kDouble), 90);
+    const RidgeSolution chosen = solve_ridge(fitted, held_out, {6, 8}, std::nullopt);
+    const RidgeSolution plain = solve_ridge(fitted, held_out, {6, 8}, chosen.ridge);
+    CHECK(relative(chosen.w, plain.w) < 1e-6);
+    CHECK(std::abs(chosen.held_out_error - plain.held_out_error) < 1e-6 * plain.held_out_error);
+    for (const double ridge : {1e-6, 1e-4, 1e-2, 1.0, 10.0})
+      CHECK(chosen.held_out_error <= solve_ridge(fitted, held_out, {6, 8}, ridge).held_out_error * (1 + 1e-9));
+  }
+}
+
 TEST_CASE("rank-deficient, constant and zero problems have finite solutions", "[calibration]") {
   const at::Tensor narrow = at::randn({5, 12}, at::kDouble), y = at::randn({5, 3}, at::kDouble);
   CHECK(
@@ -83,16 +98,14 @@ TEST_CASE("low rank is the best one in the metric of the inputs", "[calibration]
       at::mm(f, at::randn({8, 6}, at::kDouble) / at::logspace(-2, 1, 8, 10, at::kDouble).unsqueeze(1)) +
       0.01 * at::randn({500, 6}, at::kDouble);
   const Gram gram = gram_of(f, y, 500);
-  RidgeSolution solution = solve_ridge(gram, gram, {8}, 1e-12);
-  const at::Tensor full = solution.w.clone();
-  const double full_error = solution.error;
-  const LowRank factors = reduce_last_block(solution, gram, gram, {8}, 2);
+  const RidgeSolution solution = solve_ridge(gram, gram, {8}, 1e-12);
+  const LowRank factors = reduce_last_block(solution, gram, 8, 2);
   CHECK(factors.up.sizes() == at::IntArrayRef({6, 2}));
   CHECK(factors.down.sizes() == at::IntArrayRef({2, 8}));
-  CHECK(relative(at::mm(factors.up, factors.down).t(), solution.w) < 1e-10);
   // Eckart-Young for the fitted values: the least possible added error is the tail of their singular values.
-  const at::Tensor tail = at::linalg_svdvals(at::mm(f, full)).narrow(0, 2, 4).square().sum();
-  CHECK(std::abs(solution.error - full_error - tail.item<double>()) < 1e-6 * gram.yy);
+  const double error = gram.error(at::mm(factors.up, factors.down).t());
+  const at::Tensor tail = at::linalg_svdvals(at::mm(f, solution.w)).narrow(0, 2, 4).square().sum();
+  CHECK(std::abs(error - solution.error - tail.item<double>()) < 1e-6 * gram.yy);
 }
 
 TEST_CASE("streamed calibration equals the plain procedure", "[calibration]") {
@@ -104,7 +117,8 @@ TEST_CASE("streamed calibration equals the plain procedure", "[calibration]") {
   plan.layers[2] = {
       .mode = Mode::share_probs, .leader = 1, .compensation = {Compensation::Kind::full, 0}, .head_map = {1, 0, 0, 3}};
   ProcessGroup alone(std::chrono::seconds(60));
-  const CalibrationOptions options{.fit_output = true, .fit_compensation = true, .ridge = 0.01, .held_out = 0.2};
+  const CalibrationOptions options{
+      .fit = {.head_map = false, .value = false, .output = true, .compensation = true}, .ridge = 0.01, .held_out = 0.2};
   const CalibrationResult result = calibrate(model, *tensors, plan, data, options, alone);
   REQUIRE(result.followers.size() == 1);
   REQUIRE(result.weights.size() == 2);

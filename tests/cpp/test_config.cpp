@@ -222,8 +222,6 @@ TEST_CASE("values out of range are refused at their line", "[config]") {
       {"calibration.ridge=-0.1", "calibration.ridge: must be `auto` or at least 0"},
       {"calibration.fit=[]", "calibration.fit: is empty"},
       {"calibration.fit=[output, query]", "calibration.fit.1: expected one of"},
-      {"calibration.fit=[head_map]", "'head_map' is not available in this version"},
-      {"calibration.fit=[output, value]", "calibration.fit.1: 'value' is not available in this version"},
       {"calibration.fit=[output, output]", "calibration.fit.1: 'output' is listed twice"},
       {"data.train.0.path=''", "data.train.0.path: is missing"},
       {"data.train.0.weight=0", "data.train.0.weight: must be above 0"},

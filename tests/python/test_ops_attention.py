@@ -20,6 +20,8 @@ MASKS = [
     {"window": 7, "softcap": 2.0, "scale": 0.4},
 ]
 PACKS = [[9], [1], [0, 6, 0, 1, 8, 1, 0]]
+CUDA = ["cuda"] if torch.cuda.is_available() else []
+CUDA_HEAD_DIMS = [64, 96, 128, 256] if CUDA else []
 
 
 def draw(shape, dtype=torch.float64, seed=0):
@@ -30,12 +32,12 @@ def packed(lengths):
     return torch.tensor([0] + lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32)
 
 
-def make_superblock(lengths, heads, kv_heads, head_dim, layers, dtype=torch.float64):
+def make_superblock(lengths, heads, kv_heads, head_dim, layers, dtype=torch.float64, device="cpu"):
     tokens = sum(lengths)
-    q = draw((tokens, heads, head_dim), dtype, 1)
-    k = draw((tokens, kv_heads, head_dim), dtype, 2)
-    values = [draw((tokens, kv_heads, head_dim), dtype, 3 + i) for i in range(layers)]
-    return q, k, values, packed(lengths)
+    q = draw((tokens, heads, head_dim), dtype, 1).to(device)
+    k = draw((tokens, kv_heads, head_dim), dtype, 2).to(device)
+    values = [draw((tokens, kv_heads, head_dim), dtype, 3 + i).to(device) for i in range(layers)]
+    return q, k, values, packed(lengths).to(device)
 
 
 def run_superblock(q, k, values, head_maps, cu_seqlens, **mask):
@@ -46,7 +48,7 @@ def run_superblock(q, k, values, head_maps, cu_seqlens, **mask):
 def gradients(function, q, k, values, head_maps, cu_seqlens, **mask):
     leaves = [t.detach().requires_grad_() for t in (q, k, *values)]
     outs = function(leaves[0], leaves[1], leaves[2:], head_maps, cu_seqlens, **mask)
-    weighted = sum((out * draw(out.shape, out.dtype, 50 + i)).sum() for i, out in enumerate(outs))
+    weighted = sum((out * draw(out.shape, out.dtype, 50 + i).to(out.device)).sum() for i, out in enumerate(outs))
     return outs, torch.autograd.grad(weighted, leaves)
 
 
@@ -60,18 +62,19 @@ def assert_close(actual, expected, relative=1e-9):
 @pytest.mark.parametrize("lengths", PACKS, ids=str)
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (6, 1)])
 def test_superblock_equals_the_formula(mask, lengths, heads, kv_heads):
-    check_against_the_formula(mask, lengths, heads, kv_heads)
+    check_against_the_formula(mask, lengths, heads, kv_heads, "cpu")
 
 
+@pytest.mark.parametrize("device", ["cpu", *CUDA])
 @pytest.mark.parametrize("mask", MASKS, ids=str)
-def test_superblock_over_several_blocks_equals_the_formula(mask):
-    check_against_the_formula(mask, [260, 1, 20], 4, 2)
+def test_superblock_over_several_blocks_equals_the_formula(mask, device):
+    check_against_the_formula(mask, [260, 1, 20], 4, 2, device)
 
 
-def check_against_the_formula(mask, lengths, heads, kv_heads):
-    q, k, values, cu_seqlens = make_superblock(lengths, heads, kv_heads, 8, layers=4)
-    collapse = torch.zeros(heads, dtype=torch.int64)  # every head reads leader head 0
-    shuffled = torch.tensor([(3 * n + 1) % heads for n in range(heads)])
+def check_against_the_formula(mask, lengths, heads, kv_heads, device):
+    q, k, values, cu_seqlens = make_superblock(lengths, heads, kv_heads, 8, layers=4, device=device)
+    collapse = torch.zeros(heads, dtype=torch.int64, device=device)  # every head reads leader head 0
+    shuffled = torch.tensor([(3 * n + 1) % heads for n in range(heads)], device=device)
     head_maps = [None, None, collapse, shuffled]
     outs, grads = gradients(run_superblock, q, k, values, head_maps, cu_seqlens, **mask)
     expected_outs, expected_grads = gradients(formulas.superblock, q, k, values, head_maps, cu_seqlens, **mask)
@@ -115,10 +118,14 @@ def check_error(ours, plain, exact, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("lengths", [[64, 1, 130], [239]], ids=str)
 @pytest.mark.parametrize("mask", [{}, {"window": 40}, {"softcap": 5.0}, {"causal": False, "window": 70}], ids=str)
-@pytest.mark.parametrize("heads, kv_heads, head_dim", [(4, 2, 32), (2, 2, 80), (3, 1, 20)])
-def test_low_precision_error_is_at_most_twice_the_formulas(dtype, lengths, mask, heads, kv_heads, head_dim):
-    q, k, values, cu_seqlens = make_superblock(lengths, heads, kv_heads, head_dim, layers=3, dtype=dtype)
-    maps = [None, None, torch.tensor([1, 1, 2, 0])[:heads] % heads]
+@pytest.mark.parametrize(
+    "device, heads, kv_heads, head_dim",
+    [("cpu", 4, 2, 32), ("cpu", 2, 2, 80), ("cpu", 3, 1, 20)]
+    + [("cuda", 4, 2, head_dim) for head_dim in CUDA_HEAD_DIMS],
+)
+def test_low_precision_error_is_at_most_twice_the_formulas(dtype, lengths, mask, device, heads, kv_heads, head_dim):
+    q, k, values, cu_seqlens = make_superblock(lengths, heads, kv_heads, head_dim, 3, dtype, device)
+    maps = [None, None, torch.tensor([1, 1, 2, 0], device=device)[:heads] % heads]
     wide = [t.double() for t in (q, k, *values)]
     exact_outs, exact_grads = gradients(formulas.superblock, *wide[:2], wide[2:], maps, cu_seqlens, **mask)
     plain_outs, plain_grads = gradients(formulas.superblock, q, k, values, maps, cu_seqlens, **mask)
@@ -169,19 +176,33 @@ def test_results_are_bit_equal_for_any_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 
 
-def test_nothing_outside_the_tensors_is_read():
-    lengths, heads, kv_heads, head_dim = [70, 3], 4, 2, 32
-    q, k, values, cu_seqlens = make_superblock(lengths, heads, kv_heads, head_dim, layers=2, dtype=torch.float32)
+@pytest.mark.skipif(not CUDA, reason="no GPU")
+@pytest.mark.parametrize("head_dim", CUDA_HEAD_DIMS)
+def test_cuda_kernels_repeat_to_the_bit(head_dim):
+    q, k, values, cu_seqlens = make_superblock([150, 1, 0, 700], 4, 2, head_dim, 3, torch.bfloat16, "cuda")
+    maps = [None, torch.tensor([0, 0, 2, 1], device="cuda"), None]
+    runs = [gradients(run_superblock, q, k, values, maps, cu_seqlens) for _ in range(3)]
+    for outs, grads in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip([*outs, *grads], [*runs[0][0], *runs[0][1]], strict=True))
+
+
+@pytest.mark.parametrize(
+    "device, head_dim, dtype",
+    [("cpu", 32, torch.float32)] + [("cuda", head_dim, torch.bfloat16) for head_dim in CUDA_HEAD_DIMS],
+)
+def test_nothing_outside_the_tensors_is_read(device, head_dim, dtype):
+    q, k, values, cu_seqlens = make_superblock([70, 3], 4, 2, head_dim, 2, dtype, device)
 
     def poisoned(x):
-        padded = torch.full((x.shape[0] + 2, x.shape[1] + 1, x.shape[2] + 16), float("nan"))
+        padded = torch.full((x.shape[0] + 2, x.shape[1] + 1, x.shape[2] + 16), float("nan"), dtype=dtype, device=device)
         view = padded[1:-1, :-1, 8:-8]
         return view.copy_(x)
 
     clean = gradients(run_superblock, q, k, values, [None, None], cu_seqlens)
     leaves = [poisoned(x).requires_grad_() for x in (q, k, *values)]
     outs = run_superblock(*leaves[:2], leaves[2:], [None, None], cu_seqlens)
-    grads = torch.autograd.grad(sum((o * draw(o.shape, o.dtype, 50 + i)).sum() for i, o in enumerate(outs)), leaves)
+    loss = sum((out * draw(out.shape, dtype, 50 + i).to(device)).sum() for i, out in enumerate(outs))
+    grads = torch.autograd.grad(loss, leaves)
     for a, b in zip([*outs, *grads], [*clean[0], *clean[1]], strict=True):
         assert torch.equal(a, b)
 

@@ -8,7 +8,6 @@
 #include <map>
 #include <numeric>
 
-#include "calibration/ridge.h"
 #include "data/loader.h"
 #include "model/decoder.h"
 #include "parallel/device.h"
@@ -18,21 +17,23 @@
 namespace uniattn {
 namespace {
 
-constexpr size_t kChunkTokens = 4096;  // that run through a layer at once
+constexpr size_t kChunkTokens = 4096;      // that run through a layer at once
+constexpr int64_t kRankingTokens = 16384;  // that head maps are ranked on, and a quarter as many held out
+
+// What a leader leaves for its followers.
+struct Leader {
+  Probs probs;
+  at::Tensor v;
+};
 
 // Some whole documents and their hidden states. While no follower has come yet, `unified` is `base`.
 struct Chunk {
   Batch batch;
   Sequences sequences;
-  bool held_out = false;
-  at::Tensor base, unified;        // [T, D]: the residual stream before the current layer
-  std::map<int64_t, Probs> probs;  // by leader, of the unified stream
-};
-
-struct Fit {
-  LayerPlan plan;
-  std::vector<int64_t> blocks;  // of the features [heads' outputs, x], those that are fitted
-  bool output = false, compensation = false;
+  bool held_out = false, ranking = false;
+  at::Tensor base, unified;           // [T, D]: the residual stream before the current layer
+  at::Tensor branch_rms;              // [T, 1], post-norm families: of the base's attention branch before its norm
+  std::map<int64_t, Leader> leaders;  // of the unified stream
 };
 
 class Calibration {
@@ -59,6 +60,7 @@ class Calibration {
         advance_follower(layer);
       }
     }
+    result_.plan = plan_;
     return std::move(result_);
   }
 
@@ -68,22 +70,38 @@ class Calibration {
       fail_usage("calibration needs at least two documents, one of them held out; found {}", data.size());
     const auto held_out = std::clamp<int64_t>(
         static_cast<int64_t>(options_.held_out * static_cast<double>(data.size()) + 0.5), 1, data.size() - 1);
+    const int64_t fitted = data.size() - held_out;
+    const int64_t ranking = documents_with(data, 0, fitted, kRankingTokens);
+    const int64_t held_out_ranking = documents_with(data, fitted, data.size(), kRankingTokens / 4);
     const at::Tensor embedding = read_tensor(tensors_, "model.embed_tokens.weight",
                                              {config_.vocab_size, config_.hidden_size}, at::kFloat, device_);
-    add_chunks(data, 0, data.size() - held_out, false, embedding);
-    add_chunks(data, data.size() - held_out, data.size(), true, embedding);
+    add_chunks(data, 0, ranking, {.held_out = false, .ranking = true}, embedding);
+    add_chunks(data, ranking, fitted, {.held_out = false, .ranking = false}, embedding);
+    add_chunks(data, fitted, held_out_ranking, {.held_out = true, .ranking = true}, embedding);
+    add_chunks(data, held_out_ranking, data.size(), {.held_out = true, .ranking = false}, embedding);
     result_.fitted_tokens = count_tokens(false);
     result_.held_out_tokens = count_tokens(true);
   }
 
-  void add_chunks(const TokenShards& data, int64_t begin, int64_t end, bool held_out, const at::Tensor& embedding) {
+  // The end of the documents from `begin` on that have at least `tokens` tokens, or `end`.
+  static int64_t documents_with(const TokenShards& data, int64_t begin, int64_t end, int64_t tokens) {
+    for (; begin < end && tokens > 0; ++begin) tokens -= static_cast<int64_t>(data.document(begin).tokens.size());
+    return begin;
+  }
+
+  struct Split {
+    bool held_out, ranking;
+  };
+
+  void add_chunks(const TokenShards& data, int64_t begin, int64_t end, Split split, const at::Tensor& embedding) {
     std::vector<Document> waiting;
     size_t tokens = 0;
     auto flush = [&] {
       if (waiting.empty()) return;
       Chunk chunk;
       chunk.batch = to_device(make_batch(waiting), device_);
-      chunk.held_out = held_out;
+      chunk.held_out = split.held_out;
+      chunk.ranking = split.ranking;
       chunk.sequences = make_sequences(config_, chunk.batch.positions, chunk.batch.cu_seqlens);
       chunk.base = chunk.unified = embed(config_, embedding, chunk.batch.tokens);
       chunks_.push_back(std::move(chunk));
@@ -106,122 +124,117 @@ class Calibration {
     return group_.sum(tokens);
   }
 
-  // The stream after an ordinary layer's attention. With `probs`, also its attention pattern for followers.
-  at::Tensor full_attention(const Layer& layer, const Chunk& chunk, const at::Tensor& stream,
-                            Probs* probs = nullptr) const {
+  // The stream after an ordinary layer's attention. With `leader`, also what its followers use.
+  at::Tensor full_attention(const Layer& layer, Chunk& chunk, const at::Tensor& stream, Leader* leader) const {
     const at::Tensor x = norm(config_, stream, layer.input_norm);
-    AttentionResult result =
-        attention(rotated_heads(config_, x, layer.q, chunk.sequences),
-                  rotated_heads(config_, x, layer.k, chunk.sequences), value_heads(config_, x, layer.v),
-                  chunk.sequences.cu_seqlens, probs ? 1 : 0, attention_options(config_, layer_));
-    if (probs) *probs = std::move(result.probs.front());
+    const at::Tensor v = value_heads(config_, x, layer.v);
+    AttentionResult result = attention(rotated_heads(config_, x, layer.q, chunk.sequences),
+                                       rotated_heads(config_, x, layer.k, chunk.sequences), v,
+                                       chunk.sequences.cu_seqlens, leader ? 1 : 0, attention_options(config_, layer_));
+    if (leader) *leader = {std::move(result.probs.front()), v};
     return stream + attention_output(config_, layer, result.out, x);
   }
 
   void advance_full(const Layer& layer) {
     for (Chunk& chunk : chunks_) {
       const bool one_stream = chunk.unified.is_same(chunk.base);
-      Probs* probs = plan_.leads(layer_) ? &chunk.probs[layer_] : nullptr;
-      chunk.unified = add_mlp(config_, layer, full_attention(layer, chunk, chunk.unified, probs));
-      chunk.base = one_stream ? chunk.unified : add_mlp(config_, layer, full_attention(layer, chunk, chunk.base));
+      Leader* leader = plan_.leads(layer_) ? &chunk.leaders[layer_] : nullptr;
+      chunk.unified = add_mlp(config_, layer, full_attention(layer, chunk, chunk.unified, leader));
+      chunk.base =
+          one_stream ? chunk.unified : add_mlp(config_, layer, full_attention(layer, chunk, chunk.base, nullptr));
     }
   }
 
-  // Heads' outputs [T, heads * head_dim] of the follower and its normed input x [T, D], in the unified stream.
-  std::pair<at::Tensor, at::Tensor> follow(const Layer& layer, const Chunk& chunk) const {
-    const LayerPlan& plan = plan_.layers[layer_];
-    const at::Tensor x = norm(config_, chunk.unified, layer.input_norm);
-    const at::Tensor heads =
-        attend(chunk.probs.at(plan.leader), value_heads(config_, x, layer.v), head_map_tensor(plan, device_));
-    return {heads.flatten(1), x};
-  }
+  const LayerPlan& layer_plan() const { return plan_.layers[layer_]; }
 
-  Fit what_to_fit() const {
-    Fit fit{.plan = plan_.layers[layer_], .blocks = {}};
-    fit.output = options_.fit_output;
-    fit.compensation = options_.fit_compensation && fit.plan.compensation.kind != Compensation::Kind::none;
-    if (fit.output) fit.blocks.push_back(config_.num_heads * config_.head_dim);
-    if (fit.compensation) fit.blocks.push_back(config_.hidden_size);
-    return fit;
-  }
-
-  static at::Tensor features(const Fit& fit, const at::Tensor& heads, const at::Tensor& x) {
-    if (fit.output && fit.compensation) return at::cat({heads, x}, 1);
-    return fit.output ? heads : x;
+  FitRows rows_of(const Layer& layer, const Chunk& chunk) const {
+    FitRows rows;
+    rows.held_out = chunk.held_out;
+    rows.x = norm(config_, chunk.unified, layer.input_norm);
+    rows.target = chunk.base - chunk.unified;
+    rows.probs = &chunk.leaders.at(layer_plan().leader).probs;
+    return rows;
   }
 
   void advance_follower(Layer layer) {
     const auto start = std::chrono::steady_clock::now();
-    const Fit fit = what_to_fit();
-    if (!fit.blocks.empty()) {
-      const auto [fitted, held_out] = gather(layer, fit);
-      apply(layer, fit, fitted, held_out);
-      result_.followers.back().seconds =
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      announce(result_.followers.back());
-    } else {
-      for (Chunk& chunk : chunks_) chunk.base = full_attention(layer, chunk, chunk.base);
-    }
+    const RowStream rows = [&](const RowFilter& filter, const std::function<void(const FitRows&)>& visit) {
+      for (const Chunk& chunk : chunks_) {
+        if (chunk.held_out ? !filter.held_out : !filter.fitted) continue;
+        if (filter.ranking && !chunk.ranking) continue;
+        visit(rows_of(layer, chunk));
+      }
+    };
+    for (Chunk& chunk : chunks_) chunk.base = full_attention(layer, chunk, chunk.base, nullptr);
+    FollowerReport report{.layer = layer_, .leader = layer_plan().leader};
+    std::tie(report.before, report.held_out_before) = stream_error(layer);
+    fit(layer, rows, report);
+    std::tie(report.after, report.held_out_after) = stream_error(layer);
     for (Chunk& chunk : chunks_) {
-      const auto [heads, x] = follow(layer, chunk);
-      chunk.unified = add_mlp(config_, layer, chunk.unified + attention_output(config_, layer, heads, x));
+      chunk.unified = add_mlp(config_, layer, unified_attention(layer, chunk));
       chunk.base = add_mlp(config_, layer, chunk.base);
-      if (plan_.last_follower_of(plan_.layers[layer_].leader) == layer_) chunk.probs.erase(plan_.layers[layer_].leader);
+      if (plan_.last_follower_of(layer_plan().leader) == layer_) chunk.leaders.erase(layer_plan().leader);
     }
+    report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    announce(report);
+    result_.followers.push_back(report);
   }
 
-  // Gram sums of what is missing from the unified stream after attention against the features. Leaves every chunk's
-  // base stream after attention.
-  std::pair<Gram, Gram> gather(const Layer& layer, const Fit& fit) {
-    const int64_t size = std::accumulate(fit.blocks.begin(), fit.blocks.end(), int64_t{0});
-    Gram fitted(size, config_.hidden_size), held_out(size, config_.hidden_size);
-    stream_norm_[0] = stream_norm_[1] = 0;
-    for (Chunk& chunk : chunks_) {
-      const auto [heads, x] = follow(layer, chunk);
-      chunk.base = full_attention(layer, chunk, chunk.base);
-      const at::Tensor missing = chunk.base - chunk.unified - attention_output(config_, layer, heads, x);
-      (chunk.held_out ? held_out : fitted).add(features(fit, heads, x), missing);
-      stream_norm_[chunk.held_out] += chunk.base.square().sum(at::kDouble).item<double>();
-    }
-    fitted.all_reduce(group_);
-    held_out.all_reduce(group_);
-    for (double& norm : stream_norm_) norm = group_.sum(norm);
-    return {std::move(fitted), std::move(held_out)};
+  // The unified stream after the follower's attention.
+  at::Tensor unified_attention(const Layer& layer, const Chunk& chunk) const {
+    const FitRows rows = rows_of(layer, chunk);
+    return chunk.unified + attention_output(config_, layer, branch_heads(rows, layer.v, layer_plan().head_map), rows.x);
   }
 
-  // Solves for the update of W_o and for W_c, puts them into `layer` and into the result.
-  void apply(Layer& layer, const Fit& fit, const Gram& fitted, const Gram& held_out) {
-    RidgeSolution solution;
-    LowRank factors;
-    const bool low_rank = fit.compensation && fit.plan.compensation.kind == Compensation::Kind::low_rank;
+  // Squared distance of the unified stream from the base's after attention, relative to the latter's squared norm: on
+  // fitted and on held-out tokens.
+  std::pair<double, double> stream_error(const Layer& layer) const {
+    at::Tensor sums = at::zeros({2, 2}, at::kDouble);
+    for (const Chunk& chunk : chunks_) {
+      const at::Tensor missing = chunk.base - unified_attention(layer, chunk);
+      sums[chunk.held_out][0] += missing.square().sum(at::kDouble).cpu();
+      sums[chunk.held_out][1] += chunk.base.square().sum(at::kDouble).cpu();
+    }
+    group_.all_reduce_sum(sums);
+    const at::Tensor relative = sums.select(1, 0) / sums.select(1, 1);
+    return {relative[0].item<double>(), relative[1].item<double>()};
+  }
+
+  // Fits the follower's branch; puts the result into `layer`, the plan and the weights.
+  void fit(Layer& layer, const RowStream& rows, FollowerReport& report) {
+    LayerPlan& plan = plan_.layers[layer_];
+    FitTargets targets = options_.fit;
+    targets.head_map = targets.head_map && plan.head_map.empty();  // a map that the plan gives stays
+    targets.compensation = targets.compensation && plan.compensation.kind != Compensation::Kind::none;
+    BranchFit fit;
     try {
-      solution = solve_ridge(fitted, held_out, fit.blocks, options_.ridge);
-      if (low_rank) factors = reduce_last_block(solution, fitted, held_out, fit.blocks, fit.plan.compensation.rank);
+      fit = fit_branch({.config = config_,
+                        .start = {.v = layer.v, .o = layer.o, .compensation = {}, .head_map = plan.head_map},
+                        .fit = targets,
+                        .compensation = plan.compensation,
+                        .ridge = options_.ridge,
+                        .rows = rows,
+                        .device = device_},
+                       group_);
     } catch (const Error& error) {
-      fail("calibrating layer {} (leader {}): {}", layer_, fit.plan.leader, error.what());
+      fail("calibrating layer {} (leader {}): {}", layer_, plan.leader, error.what());
     }
-    if (fit.output) layer.o = layer.o + solution.w.narrow(0, 0, layer.o.size(1)).t().to(layer.o);
-    if (low_rank) {
-      layer.compensation_up = factors.up.to(layer.o);
-      layer.compensation_down = factors.down.to(layer.o);
-    } else if (fit.compensation) {
-      layer.compensation = solution.w.narrow(0, solution.w.size(0) - config_.hidden_size, config_.hidden_size)
-                               .t()
-                               .to(layer.o)
-                               .contiguous();
+    report.ridge = fit.ridge;
+    report.value_sweeps = fit.sweeps;
+    plan.head_map = fit.branch.head_map;
+    layer.v = fit.branch.v;
+    layer.o = fit.branch.o;
+    if (plan.compensation.kind == Compensation::Kind::full) layer.compensation = fit.branch.compensation;
+    if (fit.factors.up.defined()) {
+      layer.compensation_up = fit.factors.up.to(layer.o);
+      layer.compensation_down = fit.factors.down.to(layer.o);
     }
-    for (const LayerSlot& slot : layer_slots(config_, fit.plan, layer_)) {
-      const bool is_output = slot.member == &Layer::o;
-      if ((is_output && fit.output) || (is_compensation(slot.name) && fit.compensation))
-        result_.weights.emplace_back(slot.name, layer.*slot.member);
+    for (const LayerSlot& slot : layer_slots(config_, plan, layer_)) {
+      const at::Tensor& weight = layer.*slot.member;
+      const bool fitted = (slot.member == &Layer::v && targets.value) || (slot.member == &Layer::o && targets.output) ||
+                          (is_compensation(slot.name) && targets.compensation);
+      if (fitted && weight.defined()) result_.weights.emplace_back(slot.name, weight);
     }
-    result_.followers.push_back({.layer = layer_,
-                                 .leader = fit.plan.leader,
-                                 .ridge = solution.ridge,
-                                 .before = fitted.yy / stream_norm_[0],
-                                 .after = solution.error / stream_norm_[0],
-                                 .held_out_before = held_out.yy / stream_norm_[1],
-                                 .held_out_after = solution.held_out_error / stream_norm_[1]});
   }
 
   static void announce(const FollowerReport& r) {
@@ -232,13 +245,12 @@ class Calibration {
 
   const ModelConfig& config_;
   const TensorSource& tensors_;
-  const SharingPlan& plan_;
+  SharingPlan plan_;
   const CalibrationOptions& options_;
   ProcessGroup& group_;
   at::Device device_;
   std::vector<Chunk> chunks_;
   int64_t layer_ = 0;
-  double stream_norm_[2] = {0, 0};  // squared norms of the base stream after attention: fitted, held out
   CalibrationResult result_;
 };
 
@@ -251,7 +263,7 @@ CalibrationResult calibrate(const ModelDirectory& model, const TensorSource& ten
         "calibration of {} models (norm after attention) is not available in this version; leave out the `calibration` "
         "section",
         model.config.family);
-  if (!plan.shares()) return {};
+  if (!plan.shares()) return {.plan = plan, .weights = {}, .followers = {}};
   return Calibration(model, tensors, plan, options, group).run(data);
 }
 
@@ -261,6 +273,7 @@ nlohmann::ordered_json report_json(const CalibrationResult& result) {
     followers.push_back({{"layer", r.layer},
                          {"leader", r.leader},
                          {"ridge", r.ridge},
+                         {"value_sweeps", r.value_sweeps},
                          {"residual", {{"before", r.before}, {"after", r.after}}},
                          {"held_out_residual", {{"before", r.held_out_before}, {"after", r.held_out_after}}},
                          {"seconds", r.seconds}});

@@ -1,10 +1,11 @@
-// The init calculation: compensations of a plan's followers by least squares on calibration text, streamed layer by
-// layer (docs/method.md).
+// The init calculation: the followers of a plan by least squares on calibration text, streamed layer by layer
+// (docs/calibration.md).
 #pragma once
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "calibration/branch_fit.h"
 #include "checkpoint/model_directory.h"
 #include "data/shards.h"
 #include "parallel/process_group.h"
@@ -12,23 +13,24 @@
 namespace uniattn {
 
 struct CalibrationOptions {
-  bool fit_output = true;        // the followers' W_o
-  bool fit_compensation = true;  // W_c, in the rank that the plan gives it
-  std::optional<double> ridge;   // empty: chosen on held-out documents
-  double held_out = 0.1;         // share of the documents, at least one
+  FitTargets fit;
+  std::optional<double> ridge;  // empty: chosen on held-out documents
+  double held_out = 0.1;        // share of the documents, at least one
 };
 
 // One follower. Errors are squared residuals of the stream after attention, relative to the base stream's squared norm
 // there.
 struct FollowerReport {
-  int64_t layer = 0, leader = 0;
+  int64_t layer = 0, leader = -1;
   double ridge = 0;
+  int64_t value_sweeps = 0;
   double before = 0, after = 0;                    // on the fitted tokens, without and with what was fitted
   double held_out_before = 0, held_out_after = 0;  // on held-out tokens
   double seconds = 0;
 };
 
 struct CalibrationResult {
+  SharingPlan plan;      // as given, with the head maps that were found
   NamedTensors weights;  // float32, by checkpoint name
   std::vector<FollowerReport> followers;
   int64_t fitted_tokens = 0, held_out_tokens = 0;

@@ -2,8 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include <limits>
-#include <numeric>
+#include <algorithm>
 
 #include "support/error.h"
 
@@ -12,64 +11,81 @@ namespace {
 
 const std::vector<double> kRidges = {1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0};
 
-// What a ridge of 1 adds to the diagonal: each block's mean, or 1 where a block is all zero and any value gives W = 0.
+// All ridges from one eigendecomposition of the scaled Gram matrix S = D^-1/2 FF D^-1/2 = U diag(e) U^T: in the basis U
+// every solution is diag(1 / (e + ridge)) B with the same B.
+class RidgePath {
+ public:
+  RidgePath(const Gram& fitted, const std::vector<int64_t>& blocks)
+      : scale_(ridge_diagonal(fitted.ff, blocks).rsqrt().unsqueeze(1)) {
+    const auto [values, vectors] = at::linalg_eigh(fitted.ff * scale_ * scale_.t());
+    values_ = values.clamp_min(0);
+    basis_ = scale_ * vectors;
+    projected_ = at::mm(basis_.t(), fitted.fy);
+  }
+
+  at::Tensor solution(double ridge) const { return at::mm(basis_, projected_ / (values_ + ridge).unsqueeze(1)); }
+
+  // ||Y - F W||^2 on other rows, for every ridge.
+  std::vector<double> errors(const Gram& rows, const std::vector<double>& ridges) const {
+    const at::Tensor linear = (projected_ * at::mm(basis_.t(), rows.fy)).sum(1);
+    const at::Tensor quadratic = at::mm(basis_.t(), at::mm(rows.ff, basis_)) * at::mm(projected_, projected_.t());
+    std::vector<double> result;
+    for (const double ridge : ridges) {
+      const at::Tensor g = 1 / (values_ + ridge);
+      result.push_back(rows.yy + (at::dot(g, at::mv(quadratic, g)) - 2 * at::dot(g, linear)).item<double>());
+    }
+    return result;
+  }
+
+ private:
+  at::Tensor scale_, values_, basis_, projected_;
+};
+
+}  // namespace
+
 at::Tensor ridge_diagonal(const at::Tensor& ff, const std::vector<int64_t>& blocks) {
   std::vector<at::Tensor> parts;
   for (const at::Tensor& block : ff.diagonal().split_with_sizes(blocks)) {
-    const double mean = block.mean().item<double>();
+    const double mean = block.numel() > 0 ? block.mean().item<double>() : 0;
     parts.push_back(at::full_like(block, mean > 0 ? mean : 1.0));
   }
   return at::cat(parts);
 }
 
-// (FF + ridge * diagonal)^-1 FY, or an undefined tensor when the matrix is not positive definite in float64.
-at::Tensor solve(const at::Tensor& ff, const at::Tensor& fy, const at::Tensor& diagonal, double ridge) {
+at::Tensor solve_regularised(const at::Tensor& ff, const at::Tensor& fy, const at::Tensor& diagonal, double ridge) {
   const auto [factor, info] = at::linalg_cholesky_ex(ff + at::diag(diagonal * ridge));
   return info.item<int>() == 0 ? at::cholesky_solve(fy, factor) : at::Tensor();
 }
-
-}  // namespace
 
 RidgeSolution solve_ridge(const Gram& fitted, const Gram& held_out, const std::vector<int64_t>& blocks,
                           std::optional<double> ridge) {
   for (const at::Tensor& sums : {fitted.ff, fitted.fy, held_out.ff, held_out.fy})
     if (!at::isfinite(sums).all().item<bool>()) fail("activations are not finite");
-  const at::Tensor diagonal = ridge_diagonal(fitted.ff, blocks);
-  RidgeSolution best{.w = {}, .held_out_error = std::numeric_limits<double>::infinity()};
-  for (const double candidate : ridge ? std::vector<double>{*ridge} : kRidges) {
-    const at::Tensor w = solve(fitted.ff, fitted.fy, diagonal, candidate);
-    if (!w.defined()) continue;
-    const double error = held_out.error(w);
-    if (error < best.held_out_error) best = {w, candidate, 0, error};
-  }
-  if (!best.w.defined())
-    fail("the least-squares problem is singular; give a larger `calibration.ridge` or more calibration text");
-  best.error = fitted.error(best.w);
-  return best;
-}
-
-LowRank reduce_last_block(RidgeSolution& solution, const Gram& fitted, const Gram& held_out,
-                          const std::vector<int64_t>& blocks, int64_t rank) {
-  const int64_t last = blocks.back(), before = fitted.ff.size(0) - last;
-  const at::Tensor inputs = fitted.ff.narrow(0, before, last).narrow(1, before, last);
-  const at::Tensor w = solution.w.narrow(0, before, last);
-  // Project the fitted values on their `rank` strongest directions; eigenvalues ascend.
-  const at::Tensor directions =
-      std::get<1>(at::linalg_eigh(at::mm(w.t(), at::mm(inputs, w)))).narrow(1, w.size(1) - rank, rank).contiguous();
-  const LowRank factors{directions, at::mm(w, directions).t().contiguous()};
-  const at::Tensor reduced = at::mm(factors.down.t(), factors.up.t());
-  solution.w = solution.w.clone();
-  solution.w.narrow(0, before, last).copy_(reduced);
-  if (before > 0) {
-    const std::vector<int64_t> front(blocks.begin(), blocks.end() - 1);
-    const at::Tensor ff = fitted.ff.narrow(0, 0, before).narrow(1, 0, before);
-    const at::Tensor fy =
-        fitted.fy.narrow(0, 0, before) - at::mm(fitted.ff.narrow(0, 0, before).narrow(1, before, last), reduced);
-    solution.w.narrow(0, 0, before).copy_(solve(ff, fy, ridge_diagonal(ff, front), solution.ridge));
+  RidgeSolution solution;
+  if (ridge) {
+    solution.ridge = *ridge;
+    solution.w = solve_regularised(fitted.ff, fitted.fy, ridge_diagonal(fitted.ff, blocks), *ridge);
+    if (!solution.w.defined())
+      fail("the least-squares problem is singular; give a larger `calibration.ridge` or more calibration text");
+  } else {
+    const RidgePath path(fitted, blocks);
+    const std::vector<double> errors = path.errors(held_out, kRidges);
+    solution.ridge = kRidges[std::min_element(errors.begin(), errors.end()) - errors.begin()];
+    solution.w = path.solution(solution.ridge);
   }
   solution.error = fitted.error(solution.w);
   solution.held_out_error = held_out.error(solution.w);
-  return factors;
+  return solution;
+}
+
+LowRank reduce_last_block(const RidgeSolution& solution, const Gram& fitted, int64_t block, int64_t rank) {
+  const int64_t before = fitted.ff.size(0) - block;
+  const at::Tensor inputs = fitted.ff.narrow(0, before, block).narrow(1, before, block);
+  const at::Tensor w = solution.w.narrow(0, before, block);
+  // Project the fitted values on their `rank` strongest directions; eigenvalues ascend.
+  const at::Tensor directions =
+      std::get<1>(at::linalg_eigh(at::mm(w.t(), at::mm(inputs, w)))).narrow(1, w.size(1) - rank, rank).contiguous();
+  return {directions, at::mm(w, directions).t().contiguous()};
 }
 
 }  // namespace uniattn

@@ -101,8 +101,10 @@ void calibrate_run(const Session& session, const RunDirectory& run, const Prepar
     return;
   }
   const CalibrationConfig& asked = *session.config.calibration;
-  const CalibrationOptions options{.fit_output = fits(asked, "output"),
-                                   .fit_compensation = fits(asked, "compensation"),
+  const CalibrationOptions options{.fit = {.head_map = fits(asked, "head_map"),
+                                           .value = fits(asked, "value"),
+                                           .output = fits(asked, "output"),
+                                           .compensation = fits(asked, "compensation")},
                                    .ridge = asked.ridge,
                                    .held_out = asked.held_out};
   const auto tensors = open_model_tensors(session.model.path);
@@ -110,7 +112,7 @@ void calibrate_run(const Session& session, const RunDirectory& run, const Prepar
   if (group.rank() == 0) {
     create_directories(run.calibration());
     write_file_atomically(run.calibration() + "/report.json", report_json(result).dump(2) + "\n");
-    write_calibration(run, session.plan, result.weights);
+    write_calibration(run, result.plan, result.weights);
   }
   group.barrier();
 }

@@ -97,7 +97,7 @@ struct CalibrationConfig {
   int64_t samples = 1000;       // documents, taken in a seeded order over all sets; 0 is all
   double held_out = 0.1;        // share of the documents that chooses the ridge
   std::optional<double> ridge;  // `auto` (empty): chosen on the held-out documents
-  std::vector<std::string> fit = {"output", "compensation"};
+  std::vector<std::string> fit = {"head_map", "value", "output", "compensation"};
   void validate() const;
   template <class V>
   void visit(V& v) {

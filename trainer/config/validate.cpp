@@ -136,13 +136,10 @@ void CalibrationConfig::validate() const {
     invalid("calibration.held_out",
             "is 0, and ridge: auto chooses on held-out documents; hold some out, or give a ridge");
   }
-  if (fit.empty()) invalid("calibration.fit", "is empty; expected some of output, compensation");
+  if (fit.empty()) invalid("calibration.fit", "is empty; expected some of head_map, value, output, compensation");
   for (size_t i = 0; i < fit.size(); ++i) {
     const std::string key = fmt::format("calibration.fit.{}", i);
     require_known(key, fit[i], {"head_map", "value", "output", "compensation"});
-    if (fit[i] == "head_map" || fit[i] == "value") {
-      invalid(key, "'{}' is not available in this version; use output, compensation or both", fit[i]);
-    }
     if (std::find(fit.begin(), fit.begin() + static_cast<ptrdiff_t>(i), fit[i]) !=
         fit.begin() + static_cast<ptrdiff_t>(i)) {
       invalid(key, "'{}' is listed twice; remove one of them", fit[i]);

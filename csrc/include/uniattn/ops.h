@@ -45,6 +45,11 @@ AttentionResult attention(const at::Tensor& q, const at::Tensor& k, const at::Te
 // O_i = P V_i with query head n reading leader head head_map[n] (int64 [heads]; undefined is the identity).
 at::Tensor attend(const Probs& probs, const at::Tensor& v, const std::optional<at::Tensor>& head_map = std::nullopt);
 
+// P^T dO [tokens, kv_heads, head_dim], the gradient of attend() with respect to v alone, without autograd. grad_out
+// [tokens, heads, head_dim].
+at::Tensor attend_backward_value(const Probs& probs, const at::Tensor& grad_out,
+                                 const std::optional<at::Tensor>& head_map = std::nullopt);
+
 // x * rsqrt(mean(x^2) + eps) * (weight, or 1 + weight), statistics in float32. x [..., D], weight [D].
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, bool unit_offset = false);
 

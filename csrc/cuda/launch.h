@@ -1,0 +1,21 @@
+// Starts the CUDA kernels on a stream of the current device. Plain C++: no PyTorch, no device code.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "cuda/params.h"
+
+namespace uniattn::cuda {
+
+inline constexpr bool has_kernels(int64_t head_dim) {
+  return head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256;
+}
+
+// Each returns the error of the launch, cudaErrorInvalidValue for a pattern without kernels. A pack without tokens is
+// nothing to do.
+cudaError_t launch_forward(const ForwardArgs& args, cudaStream_t stream);
+cudaError_t launch_value_backward(const ValueBackwardArgs& args, cudaStream_t stream);
+cudaError_t launch_superblock_backward(const SuperblockBackwardArgs& args, cudaStream_t stream);
+cudaError_t launch_delta(const DeltaArgs& args, cudaStream_t stream);
+cudaError_t launch_delta_sum(const DeltaSumArgs& args, cudaStream_t stream);
+
+}  // namespace uniattn::cuda

@@ -1,0 +1,99 @@
+// Who sees whom, and the score of a pair.
+//
+// Blocks own 64 consecutive tokens of the pack, whatever sequences these belong to: the tokens that one of them sees
+// are an interval whose ends never fall from token to token, so those that a block sees are an interval too.
+#pragma once
+#include "cuda/params.h"
+#include "cuda/tile.cuh"
+
+namespace uniattn::cuda {
+
+inline constexpr float kLog2E = 1.4426950408889634f;
+
+// Tokens [begin, end).
+struct Span {
+  int begin, end;
+  UNIATTN_DEVICE bool contains(int token) const { return token >= begin && token < end; }
+};
+
+UNIATTN_DEVICE int larger(int a, int b) {
+  return a > b ? a : b;
+}
+UNIATTN_DEVICE int smaller(int a, int b) {
+  return a < b ? a : b;
+}
+
+// The sequence of a token. Never outside the pack, even if cu_seqlens is wrong.
+UNIATTN_DEVICE Span sequence_of(const Pattern& p, int token) {
+  int first = 0, last = p.sequences - 1;
+  while (first < last) {
+    const int middle = (first + last) / 2;
+    if (p.cu_seqlens[middle + 1] > token) {
+      last = middle;
+    } else {
+      first = middle + 1;
+    }
+  }
+  return {larger(p.cu_seqlens[first], 0), smaller(p.cu_seqlens[first + 1], p.tokens)};
+}
+
+// The keys that a query sees; none behind the last token.
+UNIATTN_DEVICE Span keys_of(const Pattern& p, int query) {
+  if (query >= p.tokens) return {0, 0};
+  const Span sequence = sequence_of(p, query);
+  return {p.window > 0 ? larger(sequence.begin, query - p.window + 1) : sequence.begin,
+          p.causal ? query + 1 : sequence.end};
+}
+
+// The queries that see a key; none behind the last token.
+UNIATTN_DEVICE Span queries_of(const Pattern& p, int key) {
+  if (key >= p.tokens) return {0, 0};
+  const Span sequence = sequence_of(p, key);
+  return {p.causal ? key : sequence.begin, p.window > 0 ? smaller(sequence.end, key + p.window) : sequence.end};
+}
+
+enum class Side { kQueries, kKeys };
+
+template <Side kOwn>
+UNIATTN_DEVICE Span seen_by(const Pattern& p, int token) {
+  return kOwn == Side::kQueries ? keys_of(p, token) : queries_of(p, token);
+}
+
+// What the block that owns tokens first, first + 1, … sees, and what this thread's two rows see.
+struct Sight {
+  Span block, row[2];
+};
+
+template <Side kOwn>
+UNIATTN_DEVICE Sight sight_of(const Pattern& p, int first) {
+  return {{seen_by<kOwn>(p, first).begin, seen_by<kOwn>(p, smaller(first + kOwnRows, p.tokens) - 1).end},
+          {seen_by<kOwn>(p, first + own_row(0)), seen_by<kOwn>(p, first + own_row(1))}};
+}
+
+UNIATTN_DEVICE float score(const Pattern& p, float dot_product) {
+  const float s = dot_product * p.scale;
+  return p.softcap > 0 ? p.softcap * tanhf(s / p.softcap) : s;
+}
+
+// The derivative of the soft-cap at a score that it returned.
+UNIATTN_DEVICE float softcap_slope(const Pattern& p, float s) {
+  return p.softcap > 0 ? 1 - s / p.softcap * (s / p.softcap) : 1;
+}
+
+UNIATTN_DEVICE float exponential(float x) {
+  return power_of_two(x * kLog2E);
+}
+
+// A row statistic [heads, tokens] of queries first, first + 1, …, for the columns of a fragment.
+template <int kRows>
+UNIATTN_DEVICE void load_statistic(float (&to)[kRows], const float* from, int head, int tokens, int first) {
+  const int i = thread_index();
+  if (i < kRows) to[i] = first + i < tokens ? from[static_cast<int64_t>(head) * tokens + first + i] : 0;
+}
+
+// The leader head that a follower's head reads. Never outside the leader, even if the map is wrong.
+UNIATTN_DEVICE int leader_of(const int64_t* head_map, int head, int heads) {
+  return head_map == nullptr ? head : larger(0, smaller(static_cast<int>(head_map[head]), heads - 1));
+}
+
+}  // namespace uniattn::cuda

@@ -1,0 +1,26 @@
+#include "calibration/rows.h"
+
+#include <ATen/ATen.h>
+
+namespace uniattn {
+
+at::Tensor scaled(const FitRows& rows, const at::Tensor& values) {
+  return rows.scale.defined() ? values * rows.scale : values;
+}
+
+at::Tensor branch_heads(const FitRows& rows, const at::Tensor& v, const std::vector<int64_t>& head_map) {
+  if (!rows.probs) return rows.heads;
+  const at::Tensor& q = rows.probs->q;
+  std::optional<at::Tensor> map;
+  if (!head_map.empty()) map = at::tensor(head_map, at::kLong).to(q.device());
+  return attend(*rows.probs, uniattn::linear(rows.x, v).view({q.size(0), -1, q.size(2)}), map).flatten(1);
+}
+
+at::Tensor branch_output(const FitRows& rows, const Branch& branch) {
+  at::Tensor out = at::zeros_like(rows.target);
+  if (branch.o.defined()) out = uniattn::linear(branch_heads(rows, branch.v, branch.head_map), branch.o);
+  if (branch.compensation.defined()) out = out + uniattn::linear(rows.x, branch.compensation);
+  return scaled(rows, out);
+}
+
+}  // namespace uniattn
