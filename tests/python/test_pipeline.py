@@ -105,7 +105,7 @@ def test_plan_by_layers(run_uniattn, project):
     result = run_uniattn("run", config)
     plan = json.loads((run / "export" / "config.json").read_text())["uniattn"]["layers"]
     found = plan[3].pop("head_map", None)  # the calibration's
-    assert found is None or sorted(set(found) | {0, 1, 2, 3}) == [0, 1, 2, 3]
+    assert found is None or len(found) == 4
     assert plan == [FULL, FULL, follower(0, rank=5, head_map=[3, 0, 0, 2]), follower(1)]
     documents = read_ids(project.held_out)
     assert result["loss"] == pytest.approx(Oracle(run / "export").loss(documents, 64)[0], abs=1e-4)
