@@ -4,17 +4,13 @@
 #include <pcre2.h>
 
 #include <array>
-#include <cctype>
 
 #include "support/error.h"
+#include "tokenizer/pattern_dialect.h"
 
 namespace uniattn {
 namespace {
 
-// PCRE2's \s also takes U+180E, which left White_Space in Unicode 6.3.
-constexpr std::string_view kSpaces =
-    R"(\t-\r\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
-constexpr size_t npos = std::string_view::npos;
 constexpr uint32_t kOptions = PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C;
 constexpr size_t kJitStackBytes[] = {32 << 10, 8 << 20};  // at the start, at most
 
@@ -22,43 +18,6 @@ std::string message_of(int code) {
   std::array<PCRE2_UCHAR, 256> text{};
   pcre2_get_error_message(code, text.data(), text.size());
   return reinterpret_cast<const char*>(text.data());
-}
-
-// tokenizer.json's patterns are written for Oniguruma and tiktoken's for Rust. PCRE2 reads what published tokenizers
-// use in the same way, apart from \s; what it would read differently is refused.
-std::string for_pcre2(const std::string& pattern) {
-  const auto refuse = [&](size_t at, const char* what) {
-    fail("the pattern '{}' has {} at byte {}, which is not supported", pattern, what, at);
-  };
-  std::string translated;
-  bool in_class = false;
-  for (size_t i = 0; i < pattern.size(); ++i) {
-    const char c = pattern[i];
-    const char next = i + 1 < pattern.size() ? pattern[i + 1] : '\0';
-    if (c == '\\') {
-      ++i;
-      if (next == 's') {
-        translated += in_class ? std::string(kSpaces) : fmt::format("[{}]", kSpaces);
-      } else if (next == 'S' && !in_class) {
-        translated += fmt::format("[^{}]", kSpaces);
-      } else if (std::isalnum(static_cast<unsigned char>(next)) && std::string_view("rntdDpPx").find(next) == npos) {
-        refuse(i - 1, "an escape of another kind than \\r \\n \\t \\d \\D \\s \\p \\P \\x or \\S outside [...]");
-      } else {
-        (translated += c) += next;
-      }
-      continue;
-    }
-    if (in_class ? c == '[' || (c == '&' && next == '&') : c == '^' || c == '$') {
-      refuse(i, in_class ? "a class inside a class" : "an anchor");
-    }
-    translated += c;
-    if (c == ']') in_class = false;
-    if (c != '[') continue;
-    in_class = true;
-    if (next == '^') translated += pattern[++i];
-    if (pattern.compare(i + 1, 1, "]") == 0) refuse(i + 1, "a class that is empty or begins with ]");
-  }
-  return translated;
 }
 
 }  // namespace
