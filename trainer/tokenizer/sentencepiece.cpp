@@ -2,11 +2,16 @@
 
 #include <sentencepiece_processor.h>
 
+#include <algorithm>
 #include <map>
+#include <span>
 
 #include "support/error.h"
+#include "tokenizer/pool.h"
+#include "tokenizer/piece_boundaries.h"
 #include "tokenizer/sentencepiece_proto.h"
 #include "tokenizer/utf8.h"
+#include "tokenizer/word_cache.h"
 
 namespace uniattn {
 namespace {
@@ -18,13 +23,11 @@ void load(SentencePieceProcessor& processor, std::string_view model, const std::
   if (!status.ok()) fail("{}: not a SentencePiece model: {}", path, status.ToString());
 }
 
-std::vector<int32_t> encode_with(const SentencePieceProcessor& processor, std::string_view text) {
-  // The library would quietly put U+FFFD in place of bad bytes.
-  if (const auto bad = find_invalid_utf8(text)) fail("invalid UTF-8 at byte {} of the text", *bad);
-  std::vector<int> ids;
-  const auto status = processor.Encode({text.data(), text.size()}, &ids);
+void append(const SentencePieceProcessor& processor, std::string_view text, std::vector<int32_t>& ids) {
+  std::vector<int> pieces;
+  const auto status = processor.Encode({text.data(), text.size()}, &pieces);
   if (!status.ok()) fail("cannot tokenize: {}", status.ToString());
-  return ids;
+  ids.insert(ids.end(), pieces.begin(), pieces.end());
 }
 
 class SentencePieceTokenizer : public Tokenizer {
@@ -35,7 +38,10 @@ class SentencePieceTokenizer : public Tokenizer {
     vocab_size_ = settings.vocab_size.value_or(pieces_);
     if (vocab_size_ < pieces_) fail("{}: {} pieces, but config.json has vocab_size {}", path, pieces_, vocab_size_);
     find_special_tokens(settings, path);
-    load_without_special(model, settings.add_prefix_space, path);
+    load_without_special(model, path);
+    const SentencePieceTraits traits = read_traits(model);
+    prefix_space_ = traits.add_dummy_prefix && settings.add_prefix_space;
+    if (encodes_parts_independently(traits)) boundaries_.emplace(continuing_);
     bos_ = choose_id(settings.bos, settings.bos_token, whole_.bos_id());
     eos_ = choose_id(settings.eos, settings.eos_token, whole_.eos_id());
     for (const int32_t id : {bos_, eos_}) {
@@ -43,10 +49,8 @@ class SentencePieceTokenizer : public Tokenizer {
     }
   }
 
-  std::vector<int32_t> encode(std::string_view text) const override { return encode_with(whole_, text); }
-  std::vector<int32_t> encode_continuation(std::string_view text) const override {
-    return encode_with(continuing_, text);
-  }
+  std::vector<int32_t> encode(std::string_view text) const override { return encode(text, prefix_space_); }
+  std::vector<int32_t> encode_continuation(std::string_view text) const override { return encode(text, false); }
 
   std::string decode(const std::vector<int32_t>& ids) const override {
     std::vector<int> pieces;
@@ -97,7 +101,7 @@ class SentencePieceTokenizer : public Tokenizer {
 
   // Control pieces are not in the vocabulary that text is matched against, so that "<s>" in it is three characters.
   // Pieces such as Gemma's <start_of_turn> are user-defined ones in the file, which it does match.
-  void load_without_special(std::string_view model, bool add_prefix_space, const std::string& path) {
+  void load_without_special(std::string_view model, const std::string& path) {
     std::set<int32_t> ids;
     for (const auto& [spelling, id] : special_) {
       if (id < pieces_ && id != whole_.unk_id()) ids.insert(id);
@@ -106,8 +110,37 @@ class SentencePieceTokenizer : public Tokenizer {
     // Protocol buffers merge a field into what came before, so four bytes at the end of the model (field 3,
     // normalizer_spec, of 2 bytes: its field 3, add_dummy_prefix = 0) make one that differs in nothing else.
     const std::string continuing = changed + std::string("\x1a\x02\x18\x00", 4);
-    load(whole_, add_prefix_space ? changed : continuing, path);
+    load(whole_, changed, path);
     load(continuing_, continuing, path);
+  }
+
+  std::vector<int32_t> encode(std::string_view text, bool prefix_space) const {
+    // The library would quietly put U+FFFD in place of bad bytes.
+    if (const auto bad = find_invalid_utf8(text)) fail("invalid UTF-8 at byte {} of the text", *bad);
+    std::vector<int32_t> ids;
+    if (boundaries_) {
+      encode_parts(text, prefix_space, ids);
+    } else {
+      append(prefix_space ? whole_ : continuing_, text, ids);
+    }
+    return ids;
+  }
+
+  void encode_parts(std::string_view text, bool prefix_space, std::vector<int32_t>& ids) const {
+    const auto cache = caches_.borrow();
+    const auto add = [&](std::string_view part) {
+      if (cache->find(part, ids)) return;
+      const size_t before = ids.size();
+      append(continuing_, part, ids);
+      cache->store(part, std::span(ids).subspan(before));
+    };
+    boundaries_->split(text, [&](std::string_view part) {
+      if (prefix_space && part.data() == text.data()) {
+        add(" " + std::string(part));
+      } else {
+        add(part);
+      }
+    });
   }
 
   bool is_special(int32_t id) const {
@@ -122,6 +155,9 @@ class SentencePieceTokenizer : public Tokenizer {
   std::map<std::string, int32_t, std::less<>> special_;
   int64_t pieces_ = 0, vocab_size_ = 0;
   int32_t bos_ = -1, eos_ = -1;
+  bool prefix_space_ = true;  // before a beginning
+  std::optional<PieceBoundaries> boundaries_;
+  mutable Pool<WordCache> caches_;
 };
 
 }  // namespace
