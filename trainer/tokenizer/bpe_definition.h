@@ -20,7 +20,7 @@ struct BpeDefinition {
 };
 
 // Ids are below this in every file that is accepted.
-constexpr int64_t kMaxTokens = 1 << 24;
+constexpr int64_t kMaxTokens = 1 << 20;
 
 // A Hugging Face tokenizer.json. Throws Error, beginning with `where`, for what is damaged, and for every setting that
 // would change ids and is not honoured here. `truncation` and `padding` are left alone: they belong to calls of the

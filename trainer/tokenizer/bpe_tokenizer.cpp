@@ -24,13 +24,15 @@ class BpeTokenizer : public Tokenizer {
   BpeTokenizer(BpeDefinition definition, const TokenizerSettings& settings, const std::string& path)
       : bpe_(std::move(definition.tokens), definition.merges, definition.whole_words), matcher_(definition.added) {
     for (const std::string& pattern : definition.patterns) patterns_.emplace_back(pattern);
-    for (AddedToken& token : definition.added) {
+    for (const AddedToken& token : definition.added) {
       const auto known =
           static_cast<size_t>(token.id) < bpe_.tokens().size() ? bpe_.tokens()[static_cast<size_t>(token.id)] : "";
       if (!known.empty() && known != token.content) {
         fail("{}: the added token '{}' has the id {} of '{}'", path, token.content, token.id, known);
       }
-      added_[token.id] = std::move(token);
+      const auto [first, is_new] = added_.emplace(token.id, token);
+      if (!is_new)
+        fail("{}: the added tokens '{}' and '{}' have the same id", path, first->second.content, token.content);
     }
     int64_t ids = static_cast<int64_t>(bpe_.tokens().size());
     if (!added_.empty()) ids = std::max<int64_t>(ids, added_.rbegin()->first + 1);
