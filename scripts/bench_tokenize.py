@@ -81,7 +81,7 @@ def gather() -> list[str]:
     for root in (paths["stdlib"], paths["purelib"]):
         for file in sorted(Path(root).rglob("*.py")):
             try:
-                text = file.read_text(encoding="utf-8", newline="")
+                text = file.read_text(encoding="utf-8")
             except UnicodeDecodeError:
                 continue
             lines += text.split("\n")

@@ -150,12 +150,13 @@ TEST_CASE("tokenizer: a user-defined piece matches text unless it is a special t
   const int32_t turn = 3, table = 4;
   const std::vector<std::string> settings = {
       R"({"added_tokens_decoder": {"3": {"content": "<turn>", "special": true}, "4": {"content": "<table>"}}})",
-      R"({"additional_special_tokens": ["<turn>"]})", "{}"};
+      R"({"additional_special_tokens": ["<turn>"]})",
+      R"({"added_tokens": [{"id": 3, "content": "<turn>", "special": true}, {"id": 4, "content": "<table>"}]})", "{}"};
   for (size_t i = 0; i < settings.size(); ++i) {
     const ModelDirectory directory(model, "");
-    write_bytes(directory.directory / "tokenizer_config.json", settings[i]);
+    write_bytes(directory.directory / (i == 2 ? "tokenizer.json" : "tokenizer_config.json"), settings[i]);
     const auto tokenizer = directory.load();
-    const bool special = i < 2;
+    const bool special = i < 3;
     const auto ids = tokenizer->encode("a <turn> at the<table>");
     INFO(settings[i]);
     CHECK(std::count(ids.begin(), ids.end(), turn) == (special ? 0 : 1));

@@ -27,6 +27,9 @@ constexpr int64_t kMaxTokens = 1 << 20;
 // tokenizer, and `transformers` sets them anew for each.
 BpeDefinition parse_tokenizer_json(std::string_view text, const std::string& where);
 
+// The added tokens of any tokenizer.json alone, whatever its model is. Throws Error as above.
+std::vector<AddedToken> parse_added_tokens(std::string_view text, const std::string& where);
+
 // A tiktoken file, lines of base64 and rank, read as Llama-3's: the file itself names neither pattern nor special
 // tokens. `added`: the special tokens; when empty, the list published with Llama-3.1. Throws Error naming `where` and
 // the line.

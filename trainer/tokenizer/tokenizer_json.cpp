@@ -77,7 +77,8 @@ class Section {
   std::string file_, path_;
 };
 
-void read_added_tokens(const Section& file, BpeDefinition& definition) {
+std::vector<AddedToken> read_added_tokens(const Section& file) {
+  std::vector<AddedToken> added;
   const json& list = file["added_tokens"];
   if (!list.is_array() && !list.is_null()) fail("{}: expected a list", file.name_of("added_tokens"));
   for (size_t i = 0; i < list.size(); ++i) {
@@ -86,8 +87,9 @@ void read_added_tokens(const Section& file, BpeDefinition& definition) {
     if (!entry.is_object() || !entry.contains("id") || !entry["id"].is_number_integer() || entry["id"] >= kMaxTokens) {
       fail("{}: expected an object with an \"id\" in [0, {})", where, kMaxTokens);
     }
-    definition.added.push_back(read_added_token(entry, entry["id"].get<int64_t>(), where));
+    added.push_back(read_added_token(entry, entry["id"].get<int64_t>(), where));
   }
+  return added;
 }
 
 // Ids of the tokens that text can become, by the way the file writes them.
@@ -232,7 +234,7 @@ BpeDefinition parse_tokenizer_json(std::string_view text, const std::string& whe
   file.expect_keys({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
                     "decoder", "model"});
   BpeDefinition definition;
-  read_added_tokens(file, definition);
+  definition.added = read_added_tokens(file);
   read_model(file.section("model"), definition);
   file.expect("normalizer", {nullptr, {{"type", "Sequence"}, {"normalizers", json::array()}}});
   read_pre_tokenizer(file.section("pre_tokenizer"), definition);
@@ -240,6 +242,10 @@ BpeDefinition parse_tokenizer_json(std::string_view text, const std::string& whe
   if (!file["decoder"].is_null() && file.section("decoder").type() != "ByteLevel")
     file.section("decoder").refuse_type();
   return definition;
+}
+
+std::vector<AddedToken> parse_added_tokens(std::string_view text, const std::string& where) {
+  return read_added_tokens({parse_json(text, where), where});
 }
 
 }  // namespace uniattn
