@@ -1,11 +1,5 @@
-// Precompiled for the trainer: PyTorch's headers and the large ones of other libraries, which cost more to parse than
-// our own code.
+// Precompiled for the trainer. Not all of cmake/torch_pch.h: what only operators need would cost every file a second.
 #pragma once
-#include "torch_pch.h"
-// clang-format off
-#include <fmt/ranges.h>
+#include <ATen/ATen.h>
 #include <CLI/CLI.hpp>
-#include <filesystem>
-#include <fstream>
-#include <map>
-#include <nlohmann/json.hpp>
+#include "base_pch.h"

@@ -1,5 +1,7 @@
 #include "inference/generator.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include <algorithm>
 #include <chrono>
 #include <random>

@@ -1,5 +1,7 @@
 #include "parallel/process_group.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include <fmt/ranges.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>

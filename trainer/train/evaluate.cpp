@@ -1,5 +1,7 @@
 #include "train/evaluate.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include <cmath>
 
 #include "support/error.h"
