@@ -75,9 +75,12 @@ class Bench:
         whole = self.program("prepare", self.config(arms.DEFAULT, self.work / "prepare", samples=0))[0]["calibration"]
         self.documents, self.document_tokens = whole["kept"], whole["tokens"] / whole["kept"]
 
-    def config(self, arm: Arm, run: Path, samples: int, **sections: Any) -> dict[str, Any]:
+    def config(self, arm: Arm, run: Path, samples: int) -> dict[str, Any]:
         args = self.args
-        return arms.config(arm, run, args.model, args.plan, args.max_length, self.calibration, samples, **sections)
+        config = arms.config(arm, run, args.model, args.plan, args.max_length, self.calibration, samples)
+        if not args.speed_only:
+            config["data"]["eval"] = Data(args.held_out, args.format).section()
+        return config
 
     def samples(self, tokens: int) -> int:
         """The number of documents that have about so many tokens."""
@@ -92,26 +95,22 @@ class Bench:
         shutil.rmtree(run, ignore_errors=True)
         row: Row = {"arm": arm.name, "tokens": tokens}
         usage = None
-        sections = {} if self.args.speed_only else {"data": self.held_out()}
         if arm is arms.PUBLISHED_ARM:
             prepared = self.work / f"prepared {tokens}"
             self.program("prepare", self.config(arms.DEFAULT, prepared, samples))
             usage = arms.published(self.args.model, self.args.plan, self.args.max_length, prepared, run)
         elif arm.fit:
-            _, usage = self.program("calibrate", self.config(arm, run, samples, **sections))
+            _, usage = self.program("calibrate", self.config(arm, run, samples))
         if usage:
             row |= {"seconds": usage.seconds, "peak_mib": usage.peak_bytes / 2**20}
         if not self.args.speed_only:
-            row["loss"] = self.program("run", self.config(arm, run, samples, **sections))[0]["loss"]
+            row["loss"] = self.program("run", self.config(arm, run, samples))[0]["loss"]
         return row
-
-    def held_out(self) -> dict[str, Any]:
-        return {"max_length": self.args.max_length, "eval": Data(self.args.held_out, self.args.format).section()}
 
     def base_loss(self) -> float:
         run = self.work / "base"
         shutil.rmtree(run, ignore_errors=True)
-        config = self.config(arms.NONE, run, samples=0, data=self.held_out()) | {"plan": None}
+        config = self.config(arms.NONE, run, samples=0) | {"plan": None}
         return self.program("run", config)[0]["loss"]
 
 

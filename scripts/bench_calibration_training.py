@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--plan", type=int, nargs=3, metavar=("GROUP", "BEGIN", "END"), required=True)
     parser.add_argument("--samples", type=int, default=0, help="documents to calibrate on; 0: all")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 16, 32, 64])
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--documents-per-step", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--out", type=Path, required=True)
@@ -44,9 +44,9 @@ class Bench:
         shutil.rmtree(self.work, ignore_errors=True)
         self.text = Data(args.calibration, args.format)
 
-    def config(self, arm: Arm, run: Path, **sections: Any) -> dict[str, Any]:
+    def config(self, arm: Arm, run: Path) -> dict[str, Any]:
         args = self.args
-        return arms.config(arm, run, args.model, args.plan, args.max_length, self.text, args.samples, **sections)
+        return arms.config(arm, run, args.model, args.plan, args.max_length, self.text, args.samples)
 
     def calibrate(self, arm: Arm) -> Path | None:
         """What the runs of this arm start from; None: a compensation of zeros."""
@@ -75,7 +75,7 @@ class Bench:
             "stages": [stage] if steps else [],
             "optimizer": {"micro_batch": args.documents_per_step},
         }
-        return self.program("run", self.config(arm, run, **sections))[0]["loss"]
+        return self.program("run", self.config(arm, run) | sections)[0]["loss"]
 
 
 def plot(losses: dict[str, list[float]], steps: list[int], file: Path) -> None:

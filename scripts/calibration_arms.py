@@ -53,8 +53,8 @@ def hidden_size(model: Path) -> int:
 
 
 def config(arm: Arm, run: Path, model: Path, plan: tuple[int, int, int], max_length: int, calibration: Data,
-           samples: int, **sections: Any) -> dict[str, Any]:  # fmt: skip
-    """A configuration that calibrates on `samples` documents and stops there, unless `sections` say otherwise."""
+           samples: int) -> dict[str, Any]:  # fmt: skip
+    """The sections of a configuration that calibrates on `samples` documents (0: all) and stops there."""
     compensation = {"rank": hidden_size(model) // 8} if arm.compensation == "D/8" else arm.compensation
     return {
         "run": {"name": run.name, "dir": str(run)},
@@ -64,7 +64,7 @@ def config(arm: Arm, run: Path, model: Path, plan: tuple[int, int, int], max_len
         "data": {"max_length": max_length},
         "stages": [],
         "export": {"dtype": "float32"},
-    } | sections
+    }
 
 
 class Program:
