@@ -19,7 +19,7 @@ from typing import Any
 import calibration_arms as arms
 from calibration_arms import Arm, Data
 
-COLUMNS = ["arm", "tokens", "loss", "recovered", "seconds", "peak_mib"]
+COLUMNS = ["arm", "tokens", "loss", "recovered", "seconds", "cpu_seconds", "peak_mib"]
 Row = dict[str, Any]
 
 
@@ -72,15 +72,21 @@ class Bench:
         self.program = arms.Program(args.program)
         self.work = args.out / "work"
         self.calibration = Data(args.calibration, args.format)
-        whole = self.program("prepare", self.config(arms.DEFAULT, self.work / "prepare", samples=0))[0]["calibration"]
+        whole = self.prepare(self.work / "prepare", samples=0)
         self.documents, self.document_tokens = whole["kept"], whole["tokens"] / whole["kept"]
 
     def config(self, arm: Arm, run: Path, samples: int) -> dict[str, Any]:
         args = self.args
         config = arms.config(arm, run, args.model, args.plan, args.max_length, self.calibration, samples)
-        if not args.speed_only:
+        if args.held_out:
             config["data"]["eval"] = Data(args.held_out, args.format).section()
         return config
+
+    def prepare(self, run: Path, samples: int) -> dict[str, int]:
+        """Puts the calibration documents, and no others, under RUN/data; their counts."""
+        config = self.config(arms.DEFAULT, run, samples)
+        config["data"].pop("eval", None)
+        return self.program("prepare", config)[0]["calibration"]
 
     def samples(self, tokens: int) -> int:
         """The number of documents that have about so many tokens."""
@@ -97,12 +103,12 @@ class Bench:
         usage = None
         if arm is arms.PUBLISHED_ARM:
             prepared = self.work / f"prepared {tokens}"
-            self.program("prepare", self.config(arms.DEFAULT, prepared, samples))
+            self.prepare(prepared, samples)
             usage = arms.published(self.args.model, self.args.plan, self.args.max_length, prepared, run)
         elif arm.fit:
             _, usage = self.program("calibrate", self.config(arm, run, samples))
         if usage:
-            row |= {"seconds": usage.seconds, "peak_mib": usage.peak_bytes / 2**20}
+            row |= {"seconds": usage.seconds, "cpu_seconds": usage.cpu_seconds, "peak_mib": usage.peak_bytes / 2**20}
         if not self.args.speed_only:
             row["loss"] = self.program("run", self.config(arm, run, samples))[0]["loss"]
         return row
@@ -110,8 +116,7 @@ class Bench:
     def base_loss(self) -> float:
         run = self.work / "base"
         shutil.rmtree(run, ignore_errors=True)
-        config = self.config(arms.NONE, run, samples=0) | {"plan": None}
-        return self.program("run", config)[0]["loss"]
+        return self.program("run", self.config(arms.NONE, run, samples=0) | {"plan": None})[0]["loss"]
 
 
 def summarise(measured: list[Row], base: float | None) -> list[Row]:
@@ -132,7 +137,7 @@ def tables(rows: list[Row], sizes: list[int]) -> str:
     """A Markdown table per quantity: arms down, numbers of tokens across."""
     forms = {
         "loss": ("held-out loss", "{:.4f}"), "recovered": ("share of the gap recovered", "{:.1%}"),
-        "seconds": ("wall time, s", "{:.2f}"), "peak_mib": ("peak memory, MiB", "{:.0f}"),
+        "seconds": ("wall time, s", "{:.2f}"), "cpu_seconds": ("CPU time, s", "{:.2f}"), "peak_mib": ("peak memory, MiB", "{:.0f}"),
     }  # fmt: skip
     parts = []
     for key, (title, form) in forms.items():
@@ -151,7 +156,7 @@ def plot(rows: list[Row], base: float | None, file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    keys = {"loss": "held-out loss, nats", "seconds": "wall time, s", "peak_mib": "peak memory, MiB"}
+    keys = {"loss": "held-out loss, nats", "cpu_seconds": "CPU time, s", "peak_mib": "peak memory, MiB"}
     keys = {key: title for key, title in keys.items() if any(key in row for row in rows)}
     figure, axes = pyplot.subplots(1, len(keys), figsize=(4.5 * len(keys), 3.6), layout="constrained")
     for axis, (key, title) in zip(axes, keys.items(), strict=True):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -44,7 +45,8 @@ class Data(NamedTuple):
 
 
 class Usage(NamedTuple):
-    seconds: float
+    seconds: float  # wall time
+    cpu_seconds: float  # of all threads: what to trust on a machine with neighbours
     peak_bytes: int  # resident, mapped weights and shared libraries included
 
 
@@ -85,12 +87,12 @@ def published(model: Path, plan: tuple[int, int, int], max_length: int, prepared
     arguments = {"--model": [model], "--plan": plan, "--length": [max_length], "--data": [prepared / "data"], "--run": [run]}
     words = [str(word) for option, values in arguments.items() for word in (option, *values)]
     result, usage = measured([sys.executable, str(PUBLISHED), *words])
-    return Usage(result["seconds"], usage.peak_bytes)
+    return Usage(result["seconds"], result["cpu_seconds"], usage.peak_bytes)
 
 
 def measured(command: list[str]) -> tuple[Any, Usage]:
-    """The JSON object on the command's last line of output, wall time, and peak memory; ends the script on failure."""
-    start, peak = time.perf_counter(), 0
+    """The JSON object on the command's last line of output, and what it took; ends the script on failure."""
+    start, cpu, peak = time.perf_counter(), children_seconds(), 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         # The program's own high-water mark: what wait4 reports would include this process's at the time of the fork.
         while process.poll() is None:
@@ -100,7 +102,13 @@ def measured(command: list[str]) -> tuple[Any, Usage]:
         out, err = process.communicate()
     if process.returncode:
         sys.exit(f"`{' '.join(command)}` ended with exit code {process.returncode}:\n{err}")
-    return json.loads(out.splitlines()[-1]), Usage(seconds, peak)
+    return json.loads(out.splitlines()[-1]), Usage(seconds, children_seconds() - cpu, peak)
+
+
+def children_seconds() -> float:
+    """CPU time of all commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def high_water(pid: int) -> int:

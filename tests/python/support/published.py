@@ -8,7 +8,7 @@ one per position, in float32, and W_c = pinv(mean X) (mean target) with singular
     python tests/python/support/published.py --model DIR --plan 2 1 5 --data RUN/data --length 256 --run OUT
 
 --data is what `uniattn prepare` left in a run directory. Writes OUT/calibration as the program's own init calculation
-does, and prints {"seconds": …}, in which Python's start and its imports do not count.
+does, and prints {"seconds": …, "cpu_seconds": …}, in which Python's start and its imports do not count.
 """
 
 import argparse
@@ -99,8 +99,9 @@ AttentionInterface.register("published", attention)
 
 def read_documents(data):
     """The documents that `uniattn prepare` left under RUN/data, as lists of ids."""
-    shards = sorted(Path(data).glob("*/shard-*.safetensors"))
-    assert shards, f"no prepared shards under {data}: run `uniattn prepare` first"
+    sets = [folder for folder in Path(data).iterdir() if folder.is_dir()]
+    assert len(sets) == 1, f"{data} has {len(sets)} data sets, expected that of `uniattn prepare` with calibration data alone"
+    shards = sorted(sets[0].glob("shard-*.safetensors"))
     documents = []
     for shard in map(load_file, shards):
         bounds, tokens = shard["offsets"].tolist(), shard["tokens"].tolist()
@@ -133,10 +134,10 @@ def main():
     args = parser.parse_args()
     layers = json.loads((Path(args.model) / "config.json").read_text())["num_hidden_layers"]
     followers = leaders(*args.plan, layers)
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     weights = calibrate(args.model, followers, read_documents(args.data), args.length)
     write_calibration(args.run, layers, followers, weights)
-    print(json.dumps({"seconds": time.perf_counter() - start}))
+    print(json.dumps({"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}))
 
 
 if __name__ == "__main__":
