@@ -94,11 +94,11 @@ PreparedData prepare_data(const Session& session, const RunDirectory& run) {
   return data;
 }
 
-void calibrate_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group) {
-  if (!session.config.calibration) return;
+Outcome calibrate_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group) {
+  if (!session.config.calibration) return Outcome::finished;
   if (has_calibration(run)) {
     log::info(fmt::format("calibration is done: {}", run.calibration()));
-    return;
+    return Outcome::finished;
   }
   const CalibrationConfig& asked = *session.config.calibration;
   const CalibrationOptions options{.fit = {.head_map = fits(asked, "head_map"),
@@ -108,13 +108,18 @@ void calibrate_run(const Session& session, const RunDirectory& run, const Prepar
                                    .ridge = asked.ridge,
                                    .held_out = asked.held_out};
   const auto tensors = open_model_tensors(session.model.path);
-  const CalibrationResult result = calibrate(session.model, *tensors, session.plan, *data.calibration, options, group);
+  const std::string progress = run.calibration() + "/progress";
+  const std::optional<CalibrationResult> result =
+      calibrate(session.model, *tensors, session.plan, *data.calibration, options, group, progress);
+  if (!result) return Outcome::stopped;
   if (group.rank() == 0) {
     create_directories(run.calibration());
-    write_file_atomically(run.calibration() + "/report.json", report_json(result).dump(2) + "\n");
-    write_calibration(run, result.plan, result.weights);
+    write_file_atomically(run.calibration() + "/report.json", report_json(*result).dump(2) + "\n");
+    write_calibration(run, result->plan, result->weights);
+    std::filesystem::remove_all(progress);
   }
   group.barrier();
+  return Outcome::finished;
 }
 
 Outcome train_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group,

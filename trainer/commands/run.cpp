@@ -76,8 +76,8 @@ std::optional<Evaluation> evaluate_export(const Started& started) {
 void run_all(const ConfigOptions& options) {
   if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
   Started s = start(options);
-  calibrate_run(s.session, s.run, s.data, *s.group);
-  const Outcome outcome = train_run(s.session, s.run, s.data, *s.group, 0);
+  Outcome outcome = calibrate_run(s.session, s.run, s.data, *s.group);
+  if (outcome == Outcome::finished) outcome = train_run(s.session, s.run, s.data, *s.group, 0);
   ordered_json result{{"run", s.run.path}, {"outcome", to_string(outcome)}};
   std::string text = fmt::format("{}: {}", s.run.path, to_string(outcome));
   if (outcome == Outcome::finished) {
@@ -114,10 +114,14 @@ void run_calibrate(const ConfigOptions& options) {
   if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
   Started s = start(options);
   if (!s.session.config.calibration) fail_usage("`{}` has no `calibration` section", options.path);
-  calibrate_run(s.session, s.run, s.data, *s.group);
-  if (s.group->rank() == 0)
+  const Outcome outcome = calibrate_run(s.session, s.run, s.data, *s.group);
+  if (s.group->rank() != 0) return;
+  if (outcome == Outcome::finished)
     print_result(options.json, read_json(s.run.calibration() + "/report.json"),
                  fmt::format("calibrated: {}", s.run.calibration()));
+  else
+    print_result(options.json, {{"run", s.run.path}, {"outcome", to_string(outcome)}},
+                 fmt::format("{}: stopped; the same command continues", s.run.path));
 }
 
 void run_train(const ConfigOptions& options, int64_t stop_after) {
