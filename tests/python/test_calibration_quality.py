@@ -11,7 +11,7 @@ from support.runs import Project
 from support.stories import sample, write_ids
 from transformers import AutoModelForCausalLM
 
-LENGTH, DOCUMENTS, FITTED = 256, 160, 120  # the rest measures
+LENGTH, DOCUMENTS, FITTED = 256, 140, 104  # the rest measures
 PLAN = (2, 1, 5)
 FOLLOWERS = leaders(*PLAN, layers=5)
 RIDGES = [10.0**e for e in range(-6, 2)]
