@@ -4,9 +4,9 @@
     python scripts/bench_calibrate.py --model DIR --calibration cal.ids --held-out test.ids --plan 2 1 5 --out DIR
     python scripts/bench_calibrate.py --speed-only --layers 32 --plan 4 16 33 --tokens 4096 --out DIR
 
-Arms take turns, and of the times the median is reported. Time and memory are those of the whole process `uniattn calibrate`;
-of the published procedure's time Python's start and imports are left out. --speed-only makes a Llama of random weights, and random documents
-that need no padding. Writes OUT/calibrate.csv, .md and .png; everything runs under OUT/work.
+Arms take turns, and medians are reported. Time and memory are those of the whole process `uniattn calibrate`; of the
+published procedure's time Python's start and imports are left out. --speed-only makes a Llama of random weights, and
+random documents that need no padding. Writes OUT/calibrate.csv, .md and .png; everything runs under OUT/work.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 16384, 65536])
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--speed-only", action="store_true", help="a random model and no loss; W_c and the default alone")
+    parser.add_argument("--speed-only", action="store_true", help="a random model, no loss, fewer arms")
     parser.add_argument("--layers", type=int, default=32, help="of the random model")
     parser.add_argument("--hidden", type=int, default=512, help="of the random model, with heads of 64")
     parser.add_argument("--out", type=Path, required=True)
@@ -137,7 +137,8 @@ def tables(rows: list[Row], sizes: list[int]) -> str:
     """A Markdown table per quantity: arms down, numbers of tokens across."""
     forms = {
         "loss": ("held-out loss", "{:.4f}"), "recovered": ("share of the gap recovered", "{:.1%}"),
-        "seconds": ("wall time, s", "{:.2f}"), "cpu_seconds": ("CPU time, s", "{:.2f}"), "peak_mib": ("peak memory, MiB", "{:.0f}"),
+        "seconds": ("wall time, s", "{:.2f}"), "cpu_seconds": ("CPU time, s", "{:.2f}"),
+        "peak_mib": ("peak memory, MiB", "{:.0f}"),
     }  # fmt: skip
     parts = []
     for key, (title, form) in forms.items():
@@ -194,8 +195,8 @@ def main() -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    head = f"Medians of {args.rounds} rounds; {arms.conditions()}" + (f"; base loss {base:.4f}" if base else "") + ".\n\n"
-    text = head + tables(rows, args.tokens)
+    ends = f"; base loss {base:.4f}" if base is not None else ""
+    text = f"Medians of {args.rounds} rounds; {arms.conditions()}{ends}.\n\n{tables(rows, args.tokens)}"
     (args.out / "calibrate.md").write_text(text)
     plot(rows, base, args.out / "calibrate.png")
     print("\n" + text)

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Short training from zero, from the published init, from W_c alone and from the default calibration.
 
-    python scripts/bench_calibration_training.py --model DIR --calibration cal.ids --held-out test.ids --plan 2 1 5 --out DIR
+    python scripts/bench_calibration_training.py --model DIR --calibration cal.ids --held-out test.ids \\
+        --plan 2 1 5 --out DIR
 
-Every point is a run of its own of so many steps, with its own schedule, on the calibration text, the same tokens in the same
-order for all. Writes OUT/training.csv, .md and .png; everything runs under OUT/work.
+Every point is a run of its own of so many steps, with its own schedule, on the calibration text, the same tokens in the
+same order for all. Writes OUT/training.csv, .md and .png; everything runs under OUT/work.
 """
 
 import argparse

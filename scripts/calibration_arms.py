@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,25 +85,25 @@ class Program:
 
 def published(model: Path, plan: tuple[int, int, int], max_length: int, prepared: Path, run: Path) -> Usage:
     """Runs the published procedure on a prepared run's documents; leaves its result where `run` starts from."""
-    arguments = {"--model": [model], "--plan": plan, "--length": [max_length], "--data": [prepared / "data"], "--run": [run]}
-    words = [str(word) for option, values in arguments.items() for word in (option, *values)]
-    result, usage = measured([sys.executable, str(PUBLISHED), *words])
+    words = ["--model", model, "--plan", *plan, "--length", max_length, "--data", prepared / "data", "--run", run]
+    result, usage = measured([sys.executable, str(PUBLISHED), *map(str, words)])
     return Usage(result["seconds"], result["cpu_seconds"], usage.peak_bytes)
 
 
 def measured(command: list[str]) -> tuple[Any, Usage]:
     """The JSON object on the command's last line of output, and what it took; ends the script on failure."""
     start, cpu, peak = time.perf_counter(), children_seconds(), 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        # The program's own high-water mark: what wait4 reports would include this process's at the time of the fork.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err)
+        # The process's own high-water mark: what wait4 reports would include this script's at the time of the fork.
         while process.poll() is None:
             peak = max(peak, high_water(process.pid))
             time.sleep(POLL_SECONDS)
         seconds = time.perf_counter() - start
-        out, err = process.communicate()
-    if process.returncode:
-        sys.exit(f"`{' '.join(command)}` ended with exit code {process.returncode}:\n{err}")
-    return json.loads(out.splitlines()[-1]), Usage(seconds, children_seconds() - cpu, peak)
+        out.seek(0), err.seek(0)
+        if process.returncode:
+            sys.exit(f"`{' '.join(command)}` ended with exit code {process.returncode}:\n{err.read()}")
+        return json.loads(out.read().splitlines()[-1]), Usage(seconds, children_seconds() - cpu, peak)
 
 
 def children_seconds() -> float:
@@ -115,14 +116,15 @@ def high_water(pid: int) -> int:
     """Peak resident bytes of a process; 0 when it has just ended. Neither side starts further processes."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def conditions() -> str:
     """Where and with how many threads this was measured, for the head of a table."""
-    cpu = next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
     return f"{cpu}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}"
 
 

@@ -30,8 +30,10 @@ def config(project, **calibration):
 
 
 def solved(run_uniattn, project, **calibration):
-    """The fitted weights (none where fitting did not help) and the follower's report; asserts that all is finite, and that
-    the fit is no worse than none on what it was fitted to."""
+    """The fitted weights (none where fitting did not help) and the follower's report.
+
+    Asserts that all is finite, and that the fit is no worse than none on what it was fitted to.
+    """
     file, run = config(project, **calibration)
     assert math.isfinite(run_uniattn("run", file)["loss"])
     weights = load_file(run / "calibration" / "weights.safetensors")
@@ -54,15 +56,11 @@ def test_features_that_are_always_zero(run_uniattn, tmp_path, fit):
     assert compensation[:, :16].abs().max() <= 1e-6 * compensation.abs().max()
 
 
+UNEXPLAINED = "the value fit's preconditioner is not positive definite, which the message does not explain"
+
+
 @pytest.mark.parametrize(
-    "fit",
-    [
-        *FITS[:2],
-        pytest.param(
-            FITS[2], marks=pytest.mark.xfail(strict=True, reason="the preconditioner of the value fit is not positive definite, and says so without a reason")
-        ),
-    ],
-    ids=len,
+    "fit", [*FITS[:2], pytest.param(FITS[2], marks=pytest.mark.xfail(strict=True, reason=UNEXPLAINED))], ids=len
 )
 def test_constant_features(run_uniattn, tmp_path, fit):
     """Documents that repeat one token: every row of X is the same."""

@@ -3,7 +3,7 @@
 import random
 
 import torch
-from support.models import write_base
+from support.models import follower, write_base
 from support.oracle import Oracle
 from support.published import calibrate
 
@@ -17,7 +17,7 @@ def test_published_init_is_the_pseudo_inverse_of_mean_rows(tmp_path):
     documents = [draw.choices(range(3, 97), k=LENGTH) for _ in range(3)]
     found = calibrate(model, FOLLOWERS, documents, LENGTH)
     base, unified = Oracle(model), Oracle(model)
-    unified.plan = [{"mode": "share_probs", "leader": FOLLOWERS[i]} if i in FOLLOWERS else {"mode": "full"} for i in range(4)]
+    unified.plan = [follower(FOLLOWERS[i]) if i in FOLLOWERS else {"mode": "full"} for i in range(4)]
     for layer in FOLLOWERS:
         x, missing = mean_rows(base, unified, layer, documents)
         expected = (torch.linalg.pinv(x) @ missing).T

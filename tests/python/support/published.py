@@ -85,7 +85,7 @@ def compensate(attention, matrix):
 
 
 def attention(module, query, key, value, attention_mask, scaling, **_):
-    """Eager causal attention whose probabilities a leader lends: query [1, heads, T, head_dim], out [1, T, heads, …]."""
+    """Eager causal attention whose probabilities a leader lends; query [1, heads, T, head_dim], out [1, T, heads, …]."""
     if not module.follows:
         scores = query @ key.repeat_interleave(module.num_key_value_groups, 1).transpose(2, 3) * scaling
         later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
@@ -100,7 +100,7 @@ AttentionInterface.register("published", attention)
 def read_documents(data):
     """The documents that `uniattn prepare` left under RUN/data, as lists of ids."""
     sets = [folder for folder in Path(data).iterdir() if folder.is_dir()]
-    assert len(sets) == 1, f"{data} has {len(sets)} data sets, expected that of `uniattn prepare` with calibration data alone"
+    assert len(sets) == 1, f"{data} has {len(sets)} data sets, expected one: prepare calibration data alone"
     shards = sorted(sets[0].glob("shard-*.safetensors"))
     documents = []
     for shard in map(load_file, shards):
@@ -117,10 +117,8 @@ def write_calibration(run, layers, followers, weights):
         {f"model.layers.{i}.self_attn.compensation.weight": w for i, w in weights.items()},
         folder / "weights.safetensors",
     )
-    entries = [
-        {"mode": "share_probs", "leader": followers[i], "compensation_rank": None} if i in followers else {"mode": "full"}
-        for i in range(layers)
-    ]
+    follower = {"mode": "share_probs", "compensation_rank": None}
+    entries = [follower | {"leader": followers[i]} if i in followers else {"mode": "full"} for i in range(layers)]
     (folder / "plan.json").write_text(json.dumps({"uniattn": {"version": 1, "layers": entries}}))
 
 
