@@ -56,11 +56,10 @@ def test_features_that_are_always_zero(run_uniattn, tmp_path, fit):
     assert compensation[:, :16].abs().max() <= 1e-6 * compensation.abs().max()
 
 
-UNEXPLAINED = "the value fit's preconditioner is not positive definite, which the message does not explain"
 
 
 @pytest.mark.parametrize(
-    "fit", [*FITS[:2], pytest.param(FITS[2], marks=pytest.mark.xfail(strict=True, reason=UNEXPLAINED))], ids=len
+    "fit", FITS, ids=len
 )
 def test_constant_features(run_uniattn, tmp_path, fit):
     """Documents that repeat one token: every row of X is the same."""

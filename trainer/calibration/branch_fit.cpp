@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "calibration/head_map.h"
@@ -12,7 +13,7 @@ namespace uniattn {
 namespace {
 
 constexpr int kSweeps = 4;
-constexpr double kRidge = 1e-3;  // of the search for a head map, where no ridge has been chosen
+constexpr double kLeastRidge = 1e-3;  // of the search for a head map, whose sums are in float32
 
 // A state of the fit and its squared error on the held-out rows.
 struct Candidate {
@@ -49,7 +50,7 @@ class Fitter {
   bool improve_map(Candidate& best) {
     const BranchFit from = best.fit;
     const bool chosen = from.ridge > 0;
-    const Refit refit{fit_.output, fit_.compensation, chosen ? from.ridge : kRidge};
+    const Refit refit{fit_.output, fit_.compensation, std::max(kLeastRidge, from.ridge)};
     for (const std::vector<int64_t>& map :
          search_head_maps(problem_.config, from.branch, refit, problem_.rows, group_)) {
       Branch branch = from.branch;

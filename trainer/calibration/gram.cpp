@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "uniattn/ops.h"
+
 namespace uniattn {
 
 Gram::Gram(int64_t features, int64_t targets)
@@ -12,6 +14,13 @@ void Gram::add(const at::Tensor& f, const at::Tensor& y) {
   ff.addmm_(wide_f.t(), wide_f);
   fy.addmm_(wide_f.t(), wide_y);
   yy += wide_y.square().sum().item<double>();
+}
+
+void Gram::add_in_float32(const at::Tensor& f, const at::Tensor& y) {
+  const at::Tensor columns = f.t().contiguous();
+  ff += uniattn::linear(columns, columns).to(at::kCPU, at::kDouble);
+  fy += uniattn::linear(columns, y.t().contiguous()).to(at::kCPU, at::kDouble);
+  yy += y.square().sum(at::kDouble).item<double>();
 }
 
 void Gram::all_reduce(ProcessGroup& group) {

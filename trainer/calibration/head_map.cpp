@@ -81,7 +81,7 @@ class HeadMapSearch {
         y = y - scaled(rows, at::mm(heads, without_group(branch_.o, g).t()));
       if (refit_.compensation) features.push_back(rows.x);
       features.push_back(branch_heads(rows, own_v, {}));
-      (rows.held_out ? held_out : fitted).add(scaled(rows, at::cat(features, 1)), y);
+      (rows.held_out ? held_out : fitted).add_in_float32(scaled(rows, at::cat(features, 1)), y);
     });
     fitted.all_reduce(group_);
     held_out.all_reduce(group_);

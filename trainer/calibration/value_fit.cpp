@@ -23,8 +23,8 @@ class ValueProblem {
     at::Tensor gradient = zeros(), inputs = at::zeros({branch_.v.size(1), branch_.v.size(1)}, at::kDouble);
     rows_({.held_out = false}, [&](const FitRows& rows) {
       gradient += adjoint(rows, rows.target - branch_output(rows, branch_));
-      const at::Tensor x = scaled(rows, rows.x);
-      inputs += at::mm(x.t(), x).to(at::kCPU, at::kDouble);
+      const at::Tensor x = scaled(rows, rows.x).to(at::kCPU, at::kDouble);
+      inputs += at::mm(x.t(), x);
     });
     group_.all_reduce_sum(gradient);
     group_.all_reduce_sum(inputs);
