@@ -1,8 +1,9 @@
 """A decoder whose layers share attention patterns, as `uniattn export` writes it: remote code for `transformers`.
 
 Layer i of mode `share_probs` computes softmax(mask(q_l k_l^T)) v_i with its leader l's q and k, so it has no q_proj and
-k_proj and caches v alone. The directory's format is in docs/export-format.md of the uniattn project. Norms, MLPs and
-rotary embeddings are those of the base model's family in `transformers`.
+k_proj and caches v alone; `share_kv` uses the leader's k and v, `linear` a linear map alone, `skip` nothing. The format
+of the directory is in docs/export-format.md of the uniattn project. Norms, MLPs and rotary embeddings are those of the
+base model's family in `transformers`.
 """
 
 from collections import OrderedDict
@@ -29,9 +30,9 @@ except ImportError as error:
 
 VERSION = 1
 LAYER_KEYS = {  # what an entry of `uniattn.layers` may hold beside its mode
-    "full": set(),
-    "share_probs": {"leader", "compensation_rank", "head_map"},
-    "share_kv": {"leader", "compensation_rank"},
+    "full": {"num_kv_heads"},
+    "share_probs": {"leader", "compensation_rank", "head_map", "mask"},
+    "share_kv": {"leader", "compensation_rank", "mask"},
     "linear": {"compensation_rank"},
     "skip": set(),
 }
@@ -65,8 +66,7 @@ class UniAttnConfig(PreTrainedConfig):
     """The base model's configuration plus `uniattn`: {"version": 1, "base_model_type": …, "layers": [one per layer]}.
 
     In config.json, `layer_types` names the mode of every layer that is not `full`. Plain classes of the family then
-    refuse the file instead of initialising the missing projections at random. Here they are mask types again: a
-    follower's is its leader's.
+    refuse the file instead of initialising the missing projections at random. Here they are mask types again.
     """
 
     model_type = "uniattn"
@@ -75,7 +75,8 @@ class UniAttnConfig(PreTrainedConfig):
     def __init__(self, uniattn=None, layer_types=None, **kwargs):
         check_plan(uniattn)
         self.uniattn = uniattn
-        base = base_config(uniattn["base_model_type"], kwargs, mask_types(uniattn["layers"], layer_types))
+        base = base_config(uniattn["base_model_type"], kwargs)
+        base.layer_types = mask_types(uniattn["layers"], layer_types, base.layer_types)
         check_fit(uniattn["layers"], base)
         own = {k: v for k, v in base.to_dict().items() if k not in ("model_type", "architectures", "auto_map")}
         own.update({k: kwargs[k] for k in ("architectures", "auto_map", "attn_implementation") if k in kwargs})
@@ -117,26 +118,36 @@ def check_plan(uniattn):
             type(leader) is not int or not 0 <= leader < i or uniattn["layers"][leader]["mode"] != "full"
         ):
             raise ValueError(f"`uniattn.layers[{i}]`: leader {leader!r} is not a layer of mode full below {i}")
+        if entry.get("mask", "leader") != "leader":
+            raise ValueError(f"`uniattn.layers[{i}].mask` is {entry['mask']!r}; the one value is 'leader'")
 
 
-def mask_types(layers, layer_types):
-    """`layer_types` with the modes replaced by mask types; None where the base's default holds for every layer."""
-    if layer_types is None:
-        return None
-    if len(layer_types) != len(layers):
-        raise ValueError(f"`layer_types` has {len(layer_types)} entries, `uniattn.layers` {len(layers)}")
-    types = [layer_types[entry.get("leader", i)] for i, entry in enumerate(layers)]
-    return ["full_attention" if t in LAYER_KEYS else t for t in types]
+def mask_types(layers, layer_types, family_types):
+    """The mask type of each layer: as listed for layers of mode full, otherwise as the family has it, or the leader's.
+
+    A layer without attention has no mask; full_attention stands for it.
+    """
+    listed = layer_types or family_types
+    if not len(layers) == len(listed) == len(family_types):
+        raise ValueError(
+            f"`uniattn.layers` has {len(layers)} entries and `layer_types` {len(listed)} for {len(family_types)} layers"
+        )
+    types = [own if t in LAYER_KEYS else t for t, own in zip(listed, family_types)]
+    for i, entry in enumerate(layers):
+        if entry["mode"] in ("linear", "skip"):
+            types[i] = "full_attention"
+        elif "mask" in entry:
+            types[i] = types[entry["leader"]]
+    return types
 
 
-def base_config(model_type, kwargs, layer_types):
+def base_config(model_type, kwargs):
     """The family's own configuration: its defaults, its checks, both dialects of the rotary settings."""
     fields = {k: v for k, v in kwargs.items() if k not in ("model_type", "architectures", "auto_map")}
     base = AutoConfig.for_model(model_type, **fields)
-    if layer_types is None and getattr(base, "layer_types", None) is None:
+    if getattr(base, "layer_types", None) is None:
         kind = "sliding_attention" if getattr(base, "sliding_window", None) else "full_attention"
-        layer_types = [kind] * base.num_hidden_layers
-    base.layer_types = layer_types or base.layer_types
+        base.layer_types = [kind] * base.num_hidden_layers
     if getattr(base, "attention_bias", False):
         raise ValueError("`attention_bias` is true: unified models have no biases in their attention projections")
     return base
@@ -144,12 +155,16 @@ def base_config(model_type, kwargs, layer_types):
 
 def check_fit(layers, base):
     """Refuses a plan that does not fit the base model, naming the layer."""
-    if len(layers) != base.num_hidden_layers:
-        raise ValueError(f"`uniattn.layers` has {len(layers)} entries for {base.num_hidden_layers} layers")
     for i, entry in enumerate(layers):
         where, leader = f"`uniattn.layers[{i}]`", entry.get("leader", i)
         if base.layer_types[leader] != base.layer_types[i]:
-            raise ValueError(f"{where} and its leader {leader} have different mask types")
+            raise ValueError(
+                f"{where} and its leader {leader} have different mask types, {base.layer_types[i]} and "
+                f"{base.layer_types[leader]}; `mask: leader` allows it"
+            )
+        kv_heads, own = base.num_key_value_heads, entry.get("num_kv_heads")
+        if own is not None and (type(own) is not int or not 0 < own < kv_heads or kv_heads % own):
+            raise ValueError(f"{where}: num_kv_heads {own!r} is not a divisor of {kv_heads} below it")
         if entry["mode"] == "linear" and "compensation_rank" not in entry:
             raise ValueError(f"{where} of mode linear has no compensation_rank")
         rank = entry.get("compensation_rank")
@@ -191,11 +206,15 @@ class UniAttnAttention(nn.Module):
         self.softcap = getattr(config, "attn_logit_softcapping", None)
         sliding = config.layer_types[layer_idx] == "sliding_attention"
         self.sliding_window = config.sliding_window if sliding else None
-        self.kv_groups = config.num_attention_heads // config.num_key_value_heads
-        # Read by the attention functions; with a head map, keys and values are spread over the heads beforehand.
-        self.num_key_value_groups = 1 if self.head_map else self.kv_groups
 
         size, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        keys_of = config.uniattn["layers"][entry.get("leader", layer_idx)]
+        self.key_groups = heads // keys_of.get("num_kv_heads", kv_heads)  # query heads per key head
+        self.value_groups = heads // kv_heads if self.mode == "share_probs" else self.key_groups
+        self.spread = self.head_map is not None or self.key_groups != self.value_groups
+        # Read by the attention functions; where keys and values group differently, both are spread beforehand.
+        self.num_key_value_groups = 1 if self.spread else self.key_groups
+        kv_heads = entry.get("num_kv_heads", kv_heads)
         if self.mode in ("full", "share_kv"):
             self.q_proj = nn.Linear(size, heads * self.head_dim, bias=False)
         if self.mode == "full":
@@ -208,43 +227,42 @@ class UniAttnAttention(nn.Module):
 
     def forward(self, x, lent, position_embeddings, attention_mask, past_key_values, **kwargs):
         """x [batch, tokens, D]; lent: the leader's (q, k, v). Returns the branch's output, P or None, q, k and v."""
-        if self.mode in ("linear", "skip"):
-            self.cache_length(x, past_key_values)
-            out = torch.zeros_like(x) if self.compensation is None else self.compensation(x)
-            return out, None, None, None, None
-        q, k, v = self.project(x, lent, position_embeddings, past_key_values)
-        out, weights = self.attend(q, k, v, attention_mask, **kwargs)
-        out = self.o_proj(out.flatten(2))
+        q, k, v = self.project(x, position_embeddings)
+        if past_key_values is not None:
+            k, v = self.remember(x, k, v, past_key_values)
+        q, k, v = (lender if own is None else own for own, lender in zip((q, k, v), lent))
+        out, weights = torch.zeros_like(x), None
+        if self.mode not in ("linear", "skip"):
+            out, weights = self.attend(q, k, v, attention_mask, **kwargs)
+            out = self.o_proj(out.flatten(2))
         if self.compensation is not None:
             out = out + self.compensation(x)
         return out, weights, q, k, v
 
-    def project(self, x, lent, position_embeddings, cache):
-        """q [batch, heads, tokens, head_dim] of these tokens; k, v [batch, kv_heads, cached tokens, head_dim]."""
-        cos, sin = position_embeddings
-        split = lambda y: y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        if self.mode == "share_kv":
-            self.cache_length(x, cache)
-            return rotate(split(self.q_proj(x)), cos, sin), lent[1], lent[2]
-        v = split(self.v_proj(x))
-        if self.mode == "share_probs":
-            # Caches take their length from the key slot: the values go there, and the value slot has width zero.
-            v = v if cache is None else cache.update(v, v[..., :0], self.layer_idx)[0]
-            return lent[0], lent[1], v
-        q, k = rotate(split(self.q_proj(x)), cos, sin), rotate(split(self.k_proj(x)), cos, sin)
-        if cache is not None:
-            k, v = cache.update(k, v, self.layer_idx)
+    def project(self, x, position_embeddings):
+        """q [batch, heads, tokens, head_dim], k and v [batch, kv_heads, tokens, head_dim]; None without a weight."""
+        heads = lambda name: getattr(self, name)(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        q, k, v = (heads(name) if hasattr(self, name) else None for name in ("q_proj", "k_proj", "v_proj"))
+        q, k = (y if y is None else rotate(y, *position_embeddings) for y in (q, k))
         return q, k, v
 
-    def cache_length(self, x, cache):
-        """Where there are no keys and values, one number per token: caches are asked for their length at any layer."""
-        if cache is not None:
-            cache.update(x[:, None, :, :1], x[:, None, :, :0], self.layer_idx)
+    def remember(self, x, k, v, cache):
+        """The k and v of all tokens so far, None where this layer has none.
+
+        Caches take their length from the key slot, at any layer: values stand there where there are no keys, and one
+        number per token where there are no values either. The value slot then has width zero.
+        """
+        if k is not None:
+            return cache.update(k, v, self.layer_idx)
+        kept = x[:, None, :, :1] if v is None else v
+        kept, _ = cache.update(kept, kept[..., :0], self.layer_idx)
+        return None, None if v is None else kept
 
     def attend(self, q, k, v, attention_mask, **kwargs):
-        if self.head_map:
-            q, k = q[:, self.head_map], k[:, [head // self.kv_groups for head in self.head_map]]
-            v = v.repeat_interleave(self.kv_groups, dim=1)
+        if self.spread:
+            readers = self.head_map or range(q.shape[1])  # per query head, the leader's that it reads
+            q, k = q[:, list(readers)], k[:, [head // self.key_groups for head in readers]]
+            v = v.repeat_interleave(self.value_groups, dim=1)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, modeling_gemma2.eager_attention_forward
         )

@@ -203,11 +203,17 @@ TEST_CASE("values out of range are refused at their line", "[config]") {
       {"plan.begin=-1", "plan.begin: must be at least 0"},
       {"plan.end=1", "plan.end: must be above plan.begin (1), found 1"},
       {"plan.compensation={rank: 0}", "plan.compensation.rank: must be at least 1"},
+      {"plan.num_kv_heads=-1", "plan.num_kv_heads: must be at least 0"},
+      {"plan.mask=follower", "plan.mask: expected one of own, leader, found 'follower'"},
       {"plan.file=x.yaml", "expected one of group (with begin and end), layers and file, found several"},
       {"plan={mode: share_probs}", "found none of them"},
       {"plan={layers: [{layer: 1, leader: 0}]}", "plan.layers.0.mode: is full (the default)"},
       {"plan={layers: [{layer: 1, leader: 0, mode: share}]}", "plan.layers.0.mode: expected one of"},
+      {"plan={layers: [{layer: 1, num_kv_heads: -2}]}", "plan.layers.0.num_kv_heads: must be at least 0"},
+      {"plan={layers: [{layer: 1, leader: 0, mode: share_kv, mask: all}]}", "plan.layers.0.mask: expected one of"},
       {"plan={file: x.yaml, compensation: none}", "plan.compensation: belongs to the short form"},
+      {"plan={file: x.yaml, num_kv_heads: 2}", "plan.num_kv_heads: belongs to the short form"},
+      {"plan={file: x.yaml, mask: leader}", "plan.mask: belongs to the short form"},
       {"calibration.data=[]", "calibration.data: is empty"},
       {"calibration.data.0.format=csv", "calibration.data.0.format: expected one of alpaca, messages, text, ids"},
       {"calibration.samples=-1", "calibration.samples: must be at least 0"},
@@ -262,14 +268,26 @@ TEST_CASE("a plan section becomes a SharingPlan", "[config]") {
   const SharingPlan regular = build_plan({.group = 4, .begin = 16, .end = 33}, 32);
   CHECK(regular == SharingPlan::regular(32, Mode::share_probs, 4, 16, 33, {.kind = Compensation::Kind::full}));
 
+  const SharingPlan reduced =
+      build_plan({.mode = "share_kv", .group = 2, .begin = 1, .end = 9, .num_kv_heads = 2, .mask = "leader"}, 4);
+  CHECK(reduced.layers[0] == LayerPlan{});
+  CHECK(reduced.layers[1] == LayerPlan{.num_kv_heads = 2});
+  CHECK(reduced.layers[2] == LayerPlan{.mode = Mode::share_kv,
+                                       .leader = 1,
+                                       .compensation = {.kind = Compensation::Kind::full},
+                                       .leader_mask = true});
+  CHECK(reduced.layers[3] == LayerPlan{.num_kv_heads = 2});
+
   const std::string layers =
-      "layers:\n- {layer: 2, mode: share_probs, leader: 1, compensation: {rank: 3}, head_map: [1, 0]}\n"
-      "- {layer: 3, mode: skip}\n";
+      "layers:\n- {layer: 2, mode: share_probs, leader: 1, compensation: {rank: 3}, head_map: [1, 0], mask: leader}\n"
+      "- {layer: 3, mode: skip}\n- {layer: 1, num_kv_heads: 2}\n";
   SharingPlan expected = SharingPlan::all_full(4);
   expected.layers[2] = {.mode = Mode::share_probs,
                         .leader = 1,
                         .compensation = {.kind = Compensation::Kind::low_rank, .rank = 3},
-                        .head_map = {1, 0}};
+                        .head_map = {1, 0},
+                        .leader_mask = true};
+  expected.layers[1].num_kv_heads = 2;
   expected.layers[3].mode = Mode::skip;
   const TemporaryFile file(layers);
   const PlanConfig by_file{.file = file.path()};

@@ -58,7 +58,9 @@ struct Generator {
                                  .mode = choose<std::string>({"share_probs", "share_kv", "linear", "skip"}),
                                  .leader = integer(-1, 99),
                                  .compensation = compensation(),
-                                 .head_map = std::vector<int64_t>(static_cast<size_t>(integer(0, 4)), integer(0, 9))});
+                                 .head_map = std::vector<int64_t>(static_cast<size_t>(integer(0, 4)), integer(0, 9)),
+                                 .num_kv_heads = integer(0, 8),
+                                 .mask = choose<std::string>({"own", "leader"})});
         }
         break;
       default:
@@ -66,6 +68,8 @@ struct Generator {
         made.begin = integer(0, 99);
         made.end = made.begin + integer(1, 99);
         made.compensation = compensation();
+        made.num_kv_heads = integer(0, 8);
+        made.mask = choose<std::string>({"own", "leader"});
     }
     return made;
   }

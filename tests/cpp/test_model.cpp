@@ -86,6 +86,18 @@ TEST_CASE("a plan survives config.json", "[model]") {
   config["uniattn"] = describe_plan(shared_plan());
   config["uniattn"]["layers"][1]["leader"] = 3;
   CHECK_THROWS_AS(parse_plan(config, model), Error);
+
+  SharingPlan mixed = SharingPlan::all_full(4);
+  mixed.layers[0].num_kv_heads = 1;
+  mixed.layers[1] = {.mode = Mode::share_kv, .leader = 0, .leader_mask = true};
+  mixed.layers[2] = {.mode = Mode::linear, .compensation = {Compensation::Kind::full, 0}};
+  mixed.layers[3] = {.mode = Mode::skip};
+  config["uniattn"] = describe_plan(mixed);
+  CHECK(config["uniattn"]["layers"][0] == json{{"mode", "full"}, {"num_kv_heads", 1}});
+  CHECK(config["uniattn"]["layers"][1] == json{{"mode", "share_kv"}, {"leader", 0}, {"mask", "leader"}});
+  CHECK(parse_plan(config, model) == mixed);
+  config["uniattn"]["layers"][1]["mask"] = "own";
+  CHECK_THROWS_WITH(parse_plan(config, model), contains("layers[1].mask is \"own\""));
 }
 
 TEST_CASE("the published configs are read, with their parameter counts", "[model]") {

@@ -14,7 +14,11 @@ Compensation rank(int64_t r) {
 }
 
 PlanLimits limits(int64_t num_layers) {
-  return {.num_layers = num_layers, .num_heads = 4, .hidden_size = 16, .windows = std::vector<int64_t>(num_layers, 0)};
+  return {.num_layers = num_layers,
+          .num_heads = 4,
+          .num_kv_heads = 4,
+          .hidden_size = 16,
+          .windows = std::vector<int64_t>(num_layers, 0)};
 }
 
 // Four layers, the last two following layer 1.
@@ -111,6 +115,22 @@ TEST_CASE("a plan that does not fit the model is refused with its layer", "[plan
   SECTION("mixed masks") {
     bounds.windows = {0, 4096, 4096, 0};
     check_refused(plan, bounds, "layer 3 is global, that of its leader 1 is sliding over 4096 tokens");
+    layer.leader_mask = true;
+    CHECK_NOTHROW(plan.validate(bounds));
+  }
+  SECTION("leader's mask without a leader") {
+    layer = {.leader_mask = true};
+    check_refused(plan, bounds, "layer 3 has mode full and `mask: leader`");
+  }
+  SECTION("key/value heads of a follower") {
+    layer.num_kv_heads = 2;
+    check_refused(plan, bounds, "layer 3 has mode share_probs and num_kv_heads 2");
+  }
+  SECTION("key/value heads that do not divide the model's") {
+    for (const int64_t heads : {-1, 3, 4, 8}) {
+      layer = {.num_kv_heads = heads};
+      check_refused(plan, bounds, "layer 3 has num_kv_heads " + std::to_string(heads));
+    }
   }
   SECTION("head map length") {
     layer.head_map = {0, 1, 2};
@@ -149,12 +169,18 @@ TEST_CASE("a head map need not be a permutation", "[plan]") {
   CHECK_NOTHROW(plan.validate(limits(4)));
 }
 
-TEST_CASE("modes of later versions are plans that cannot be run yet", "[plan]") {
-  CHECK_NOTHROW(require_available_modes(small_plan()));
-  for (Mode mode : {Mode::share_kv, Mode::linear, Mode::skip}) {
-    const SharingPlan plan = SharingPlan::regular(4, mode, 2, 0, 4, mode == Mode::skip ? Compensation{} : kFull);
-    CHECK_NOTHROW(plan.validate(limits(4)));
-    CHECK_THROWS_AS(require_available_modes(plan), UsageError);
-    CHECK_THROWS_WITH(require_available_modes(plan), contains("layer 1 has mode " + to_string(mode)));
-  }
+TEST_CASE("fewer key/value heads alone make a plan", "[plan]") {
+  SharingPlan plan = SharingPlan::all_full(4);
+  plan.layers[1].num_kv_heads = 2;
+  CHECK(plan.shares());
+  CHECK(plan.followers().empty());
+  CHECK_NOTHROW(plan.validate(limits(4)));
+}
+
+TEST_CASE("followers attend under their leader's mask", "[plan]") {
+  SharingPlan plan = small_plan();
+  plan.layers[3] = {.mode = Mode::linear, .compensation = kFull};
+  CHECK(plan.mask_layer(1) == 1);
+  CHECK(plan.mask_layer(2) == 1);
+  CHECK(plan.mask_layer(3) == 3);
 }

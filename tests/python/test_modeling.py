@@ -4,9 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.models import (
+    FULL,
     GEMMA2,
     LLAMA3,
+    MASK_PLANS,
     MISTRAL,
+    MODE_PLANS,
     edit_config,
     follower,
     write_base,
@@ -16,7 +19,6 @@ from support.models import (
 from support.oracle import Oracle
 from transformers import AutoModelForCausalLM, Gemma2ForCausalLM, LlamaForCausalLM, MistralForCausalLM, pipeline
 
-FULL = {"mode": "full"}
 MAP = [3, 0, 0, 2]
 BASES = {
     "llama": {},
@@ -32,11 +34,12 @@ PLANS = {
     "superblock": [FULL, follower(0, rank=5), follower(0, rank=None), follower(0)],
     "interleaved": [FULL, FULL, follower(0, rank=5), follower(1, rank=None)],
     "head_map": [FULL, FULL, follower(0, rank=None, head_map=MAP), follower(1, head_map=[1, 1, 1, 1])],
-    "share_kv": [FULL, follower(0, "share_kv", rank=None), FULL, follower(2, "share_kv")],
-    "attention_free": [{"mode": "skip"}, FULL, {"mode": "linear", "compensation_rank": 5}, follower(1, rank=None)],
 }
-CASES = [("llama", plan) for plan in PLANS] + [(base, "superblock") for base in BASES if base != "gemma2"]
-CASES += [("published", "head_map"), ("mistral", "head_map"), ("mistral", "attention_free"), ("gemma2", "interleaved")]
+CASES = [("llama", plan) for plan in (*PLANS, *MODE_PLANS)]
+CASES += [(base, "superblock") for base in BASES if base != "gemma2"]
+CASES += [("published", "head_map"), ("mistral", "head_map"), ("mistral", "mixed"), ("gemma2", "interleaved")]
+CASES += [("gemma2", plan) for plan in MASK_PLANS]
+PLANS |= MODE_PLANS | MASK_PLANS
 
 
 def make(tmp_path, base="llama", plan="head_map", **kwargs):
@@ -186,7 +189,9 @@ BAD_CONFIGS = {
     "no plan": (lambda c: c.pop("uniattn"), "uniattn"),
     "unknown key": (lambda c: c["uniattn"].update(extra=1), "extra"),
     "mode": (layer_edit(2, mode="share_all"), "share_all"),
-    "layer key": (layer_edit(2, mask="leader"), "mask"),
+    "layer key": (layer_edit(2, num_kv_heads=1), "num_kv_heads"),
+    "mask": (layer_edit(2, mask="own"), "mask"),
+    "kv heads": (layer_edit(0, num_kv_heads=2), "num_kv_heads 2"),
     "follower of a follower": (layer_edit(3, leader=2), "leader 2"),
     "leader above": (layer_edit(2, leader=3), "leader 3"),
     "negative leader": (layer_edit(2, leader=-1), "leader -1"),
@@ -207,10 +212,10 @@ def test_bad_config_is_refused(unified, edit, naming):
 
 
 def test_mixed_mask_types_are_refused(tmp_path):
-    path = make(tmp_path, "gemma2", "pairs")
-    load(path)  # the exporter's layer_types say that layer 1 takes its leader's mask
-    edit_config(path, lambda c: c.pop("layer_types"))
-    with pytest.raises(ValueError, match="different mask types"):
+    path = make(tmp_path, "gemma2", "global_follows_sliding")
+    load(path)
+    edit_config(path, lambda c: c["uniattn"]["layers"][1].pop("mask"))
+    with pytest.raises(ValueError, match="layers.1..*different mask types"):
         load(path)
 
 

@@ -43,12 +43,14 @@ json export_config(const ModelDirectory& base, const SharingPlan& plan, at::Scal
   return config;
 }
 
-// A layer without its compensation tensors has none.
+// A layer without its compensation tensors has none, and a linear one is then a skipped one.
 void drop_missing_compensations(SharingPlan& plan, const ModelConfig& config, const TensorSource& tensors) {
-  for (int64_t i = 0; i < config.num_layers; ++i)
-    for (const LayerSlot& slot : layer_slots(config, plan.layers[i], i))
-      if (is_compensation(slot.name) && !tensors.contains(slot.name))
-        plan.layers[i].compensation = {};
+  for (int64_t i = 0; i < config.num_layers; ++i) {
+    LayerPlan& layer = plan.layers[i];
+    for (const LayerSlot& slot : layer_slots(config, layer, i))
+      if (is_compensation(slot.name) && !tensors.contains(slot.name)) layer.compensation = {};
+    if (layer.mode == Mode::linear && layer.compensation == Compensation{}) layer.mode = Mode::skip;
+  }
 }
 
 bool is_companion(const std::string& name) {
@@ -67,7 +69,7 @@ void write_weights(const ModelConfig& config, const SharingPlan& plan, const Ten
                    const ExportOptions& options) {
   ShardedWriter writer(to, options.max_shard_bytes);
   for (const TensorSpec& spec : tensor_specs(config, plan))
-    writer.add(spec.name, read_tensor(tensors, spec.name, spec.shape, options.dtype));
+    writer.add(spec.name, read_tensor(tensors, spec, options.dtype));
   writer.finish();
 }
 

@@ -19,8 +19,9 @@ struct ModelDirectory {
 // Reads config.json only. Throws Error naming the directory and what is wrong with it.
 ModelDirectory open_model_directory(const std::string& path);
 
-// Throws Error when the source lacks a tensor that the plan needs or has it in another shape; compensations may be
-// missing when `allow_missing_compensation` (they start at zero). Reads headers only.
+// Throws Error when the source lacks a tensor that the plan needs or has it in another shape. With
+// `allow_missing_compensation`, for a base under a plan: compensations may be missing (they start at zero), and key and
+// value projections may have the base's heads (they are pooled). Reads headers only.
 void check_tensors(const TensorSource& source, const ModelConfig& config, const SharingPlan& plan,
                    bool allow_missing_compensation);
 

@@ -25,6 +25,8 @@ std::string compensation_text(const Compensation& c) {
 ordered_json layer_json(const ModelConfig& config, const LayerPlan& plan, int64_t index, int64_t bytes) {
   ordered_json entry{{"layer", index}, {"mode", to_string(plan.mode)}};
   if (plan.leader >= 0) entry["leader"] = plan.leader;
+  if (plan.leader_mask) entry["mask"] = "leader";
+  if (plan.num_kv_heads > 0) entry["num_kv_heads"] = plan.num_kv_heads;
   entry["compensation"] = compensation_text(plan.compensation);
   entry["parameters"] = layer_parameters(config, plan, index);
   entry["kv_bytes_per_token"] = layer_kv_bytes(config, plan, bytes);
@@ -32,11 +34,11 @@ ordered_json layer_json(const ModelConfig& config, const LayerPlan& plan, int64_
 }
 
 std::string layer_text(const ordered_json& entry) {
-  return fmt::format("{:>5}  {:<12} {:>6}  {:<10} {:>14} {:>10}\n", entry["layer"].get<int64_t>(),
-                     entry["mode"].get<std::string>(),
-                     entry.contains("leader") ? std::to_string(entry["leader"].get<int64_t>()) : "-",
-                     entry["compensation"].get<std::string>(), entry["parameters"].get<int64_t>(),
-                     entry["kv_bytes_per_token"].get<int64_t>());
+  const auto number = [&](const char* key) { return entry.contains(key) ? entry[key].dump() : "-"; };
+  return fmt::format("{:>5}  {:<12} {:>6}  {:<6}  {:>8}  {:<10} {:>14} {:>10}\n", number("layer"),
+                     entry["mode"].get<std::string>(), number("leader"), entry.value("mask", "-"),
+                     number("num_kv_heads"), entry["compensation"].get<std::string>(), number("parameters"),
+                     number("kv_bytes_per_token"));
 }
 
 void report(const ModelDirectory& model, const SharingPlan& plan, bool as_json) {
@@ -47,8 +49,8 @@ void report(const ModelDirectory& model, const SharingPlan& plan, bool as_json) 
   const int64_t kv = total_kv_bytes(config, plan, bytes), base_kv = total_kv_bytes(config, base, bytes);
   ordered_json layers = ordered_json::array();
   std::string text =
-      fmt::format("{} ({}, {} layers, {})\n\nlayer  mode         leader  compensation   parameters  KV B/token\n",
-                  model.path, config.family, config.num_layers, config.dtype);
+      fmt::format("{} ({}, {} layers, {})\n\n", model.path, config.family, config.num_layers, config.dtype) +
+      "layer  mode         leader  mask    KV heads  compensation   parameters  KV B/token\n";
   for (int64_t i = 0; i < config.num_layers; ++i) {
     layers.push_back(layer_json(config, plan.layers[i], i, bytes));
     text += layer_text(layers.back());

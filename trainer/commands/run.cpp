@@ -47,8 +47,21 @@ struct Started {
   std::unique_ptr<ProcessGroup> group;
 };
 
+void require_calibrated_modes(const SharingPlan& plan) {
+  for (size_t i = 0; i < plan.layers.size(); ++i) {
+    const LayerPlan& layer = plan.layers[i];
+    if (layer.num_kv_heads > 0)
+      fail_usage(
+          "plan: layer {} reduces num_kv_heads, which calibration cannot take yet; drop the `calibration` section", i);
+    if (layer.mode != Mode::full && layer.mode != Mode::share_probs)
+      fail_usage("plan: layer {} has mode {}, which calibration cannot take yet; drop the `calibration` section", i,
+                 uniattn::to_string(layer.mode));
+  }
+}
+
 Started start(const ConfigOptions& options) {
   Started started{.session = open_session(options.path, options.overrides), .run = {}, .data = {}, .group = {}};
+  if (started.session.config.calibration) require_calibrated_modes(started.session.plan);
   const bool first = Launch::from_environment().rank == 0;
   if (!first) log::only_warnings();
   started.run = create_run_directory(started.session.config);

@@ -50,10 +50,13 @@ struct LayerPlanConfig {
   int64_t leader = -1;
   CompensationConfig compensation{};
   std::vector<int64_t> head_map{};
+  int64_t num_kv_heads = 0;  // 0: the model's
+  std::string mask = "own";  // own | leader
   void validate(const std::string& where) const;
   template <class V>
   void visit(V& v) {
-    v("layer", layer), v("mode", mode), v("leader", leader), v("compensation", compensation), v("head_map", head_map);
+    v("layer", layer), v("mode", mode), v("leader", leader), v("compensation", compensation), v("head_map", head_map),
+        v("num_kv_heads", num_kv_heads), v("mask", mask);
   }
   bool operator==(const LayerPlanConfig&) const = default;
 };
@@ -64,13 +67,15 @@ struct PlanConfig {
   int64_t begin = 0;
   int64_t end = 0;
   CompensationConfig compensation{.kind = "full", .rank = 0};
-  std::vector<LayerPlanConfig> layers{};  // the layers that are not full
+  int64_t num_kv_heads = 0;               // of the leaders; 0: the model's
+  std::string mask = "own";               // of the followers: own | leader
+  std::vector<LayerPlanConfig> layers{};  // the layers that are not as in the base
   std::string file{};                     // a YAML file with a `layers` list
   void validate() const;
   template <class V>
   void visit(V& v) {
     v("mode", mode), v("group", group), v("begin", begin), v("end", end), v("compensation", compensation),
-        v("layers", layers), v("file", file);
+        v("num_kv_heads", num_kv_heads), v("mask", mask), v("layers", layers), v("file", file);
   }
   bool operator==(const PlanConfig&) const = default;
 };

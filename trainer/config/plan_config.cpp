@@ -1,5 +1,6 @@
 #include "config/plan_config.h"
 
+#include <algorithm>
 #include <set>
 
 #include "config/invalid.h"
@@ -33,7 +34,20 @@ SharingPlan from_layers(const std::vector<LayerPlanConfig>& layers, int64_t num_
     plan.layers[layer] = {.mode = parse_mode(layers[i].mode),
                           .leader = layers[i].leader,
                           .compensation = compensation_of(layers[i].compensation),
-                          .head_map = layers[i].head_map};
+                          .head_map = layers[i].head_map,
+                          .num_kv_heads = layers[i].num_kv_heads,
+                          .leader_mask = layers[i].mask == "leader"};
+  }
+  return plan;
+}
+
+SharingPlan from_short_form(const PlanConfig& config, int64_t num_layers) {
+  SharingPlan plan = SharingPlan::regular(num_layers, parse_mode(config.mode), config.group, config.begin, config.end,
+                                          compensation_of(config.compensation));
+  for (int64_t i = config.begin; i < std::min(config.end, num_layers); ++i) {
+    LayerPlan& layer = plan.layers[i];
+    if (layer.mode == Mode::full) layer.num_kv_heads = config.num_kv_heads;
+    layer.leader_mask = layer.leader >= 0 && config.mask == "leader";
   }
   return plan;
 }
@@ -53,8 +67,7 @@ SharingPlan from_file(const std::string& path, int64_t num_layers) {
 SharingPlan build_plan(const PlanConfig& config, int64_t num_layers) {
   if (!config.file.empty()) return from_file(config.file, num_layers);
   if (!config.layers.empty()) return from_layers(config.layers, num_layers, "plan.layers");
-  return SharingPlan::regular(num_layers, parse_mode(config.mode), config.group, config.begin, config.end,
-                              compensation_of(config.compensation));
+  return from_short_form(config, num_layers);
 }
 
 }  // namespace uniattn

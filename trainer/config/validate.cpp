@@ -82,10 +82,13 @@ void ModelSection::validate() const {
 
 void LayerPlanConfig::validate(const std::string& where) const {
   require_at_least<int64_t>(where + ".layer", layer, 0);
-  if (mode == "full")
-    invalid(where + ".mode", "is full (the default), and a layer that is not listed is full; give its mode");
-  require_known(where + ".mode", mode, {"share_probs", "share_kv", "linear", "skip"});
+  require_known(where + ".mode", mode, {"full", "share_probs", "share_kv", "linear", "skip"});
+  require_at_least<int64_t>(where + ".num_kv_heads", num_kv_heads, 0);
+  if (mode == "full" && num_kv_heads == 0)
+    invalid(where + ".mode",
+            "is full (the default), as a layer that is not listed; give another mode, or fewer num_kv_heads");
   validate_compensation(where + ".compensation", compensation);
+  require_known(where + ".mask", mask, {"own", "leader"});
 }
 
 void PlanConfig::validate() const {
@@ -95,6 +98,8 @@ void PlanConfig::validate() const {
   }
   require_known("plan.mode", mode, {"share_probs", "share_kv", "linear", "skip"});
   validate_compensation("plan.compensation", compensation);
+  require_at_least<int64_t>("plan.num_kv_heads", num_kv_heads, 0);
+  require_known("plan.mask", mask, {"own", "leader"});
   validate_items("plan.layers", layers);
   if (group != 0) {
     require_at_least<int64_t>("plan.group", group, 1);
@@ -111,6 +116,8 @@ void PlanConfig::validate() const {
   only_with_group("plan.end", end != 0);
   only_with_group("plan.mode", mode != defaults.mode);
   only_with_group("plan.compensation", compensation != defaults.compensation);
+  only_with_group("plan.num_kv_heads", num_kv_heads != defaults.num_kv_heads);
+  only_with_group("plan.mask", mask != defaults.mask);
 }
 
 void DataSource::validate(const std::string& where) const {

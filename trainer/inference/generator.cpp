@@ -17,9 +17,9 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Writes [T, kv_heads, head_dim] behind the `length` positions that the cache holds.
+// Writes [T, kv_heads, head_dim], if there are any, behind the `length` positions that the cache holds.
 void append(const at::Tensor& cache, const at::Tensor& heads, int64_t length) {
-  cache.narrow(1, length, heads.size(0)).copy_(heads.transpose(0, 1));
+  if (heads.defined()) cache.narrow(1, length, heads.size(0)).copy_(heads.transpose(0, 1));
 }
 
 int64_t choose(const at::Tensor& logits, double temperature, std::mt19937_64& random) {
@@ -33,20 +33,28 @@ int64_t choose(const at::Tensor& logits, double temperature, std::mt19937_64& ra
 }  // namespace
 
 Generator::Generator(const Decoder& model, int64_t capacity) : model_(model), capacity_(capacity) {
-  const ModelConfig& config = model.config;
-  for (const LayerPlan& plan : model.plan.layers) {
+  const auto options = model.embedding.options().requires_grad(false);
+  for (int64_t i = 0; i < model.config.num_layers; ++i) {
+    const Layer& layer = model.layers[i];
     const auto empty = [&] {
-      return at::empty({config.num_kv_heads, capacity, config.head_dim},
-                       model.embedding.options().requires_grad(false));
+      return at::empty({kv_heads(model.config, model.plan.layers[i]), capacity, model.config.head_dim}, options);
     };
-    caches_.push_back({plan.mode == Mode::full ? empty() : at::Tensor(), empty()});
+    caches_.push_back({layer.k.defined() ? empty() : at::Tensor(), layer.v.defined() ? empty() : at::Tensor()});
   }
 }
 
 int64_t Generator::cache_bytes() const {
-  int64_t bytes = 0;
-  for (const Cache& cache : caches_) bytes += (cache.k.defined() ? cache.k.nbytes() : 0) + cache.v.nbytes();
-  return bytes;
+  size_t bytes = 0;
+  for (const Cache& cache : caches_)
+    for (const at::Tensor& tensor : {cache.k, cache.v}) bytes += tensor.defined() ? tensor.nbytes() : 0;
+  return static_cast<int64_t>(bytes);
+}
+
+Projections Generator::project_into_cache(int64_t layer, const at::Tensor& x, const Sequences& sequences) {
+  Projections projected = project(model_.config, model_.layers[layer], x, sequences);
+  append(caches_[layer].k, projected.k, length_);
+  append(caches_[layer].v, projected.v, length_);
+  return projected;
 }
 
 at::Tensor Generator::logits(const at::Tensor& stream) const {
@@ -66,56 +74,45 @@ at::Tensor Generator::prefill(const std::vector<int64_t>& tokens) {
   const at::Tensor cu_seqlens = at::tensor({int32_t{0}, static_cast<int32_t>(count)}, at::kInt).to(device);
   const Sequences sequences = make_sequences(config, positions, cu_seqlens);
   at::Tensor stream = embed(config, model_.embedding, at::tensor(tokens, at::kLong).to(device));
-  std::vector<Probs> probs(config.num_layers);
+  std::map<int64_t, LeaderState> leaders;
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const Layer& layer = model_.layers[i];
-    const LayerPlan& plan = model_.plan.layers[i];
     const at::Tensor x = norm(config, stream, layer.input_norm);
-    const at::Tensor v = value_heads(config, x, layer.v);
-    append(caches_[i].v, v, 0);
-    at::Tensor heads;
-    if (plan.mode == Mode::full) {
-      const at::Tensor k = rotated_heads(config, x, layer.k, sequences);
-      append(caches_[i].k, k, 0);
-      AttentionResult result = attention(rotated_heads(config, x, layer.q, sequences), k, v, cu_seqlens,
-                                         model_.plan.leads(i) ? 1 : 0, attention_options(config, i));
-      heads = result.out;
-      if (!result.probs.empty()) probs[i] = std::move(result.probs.front());
-    } else {
-      heads = attend(probs[plan.leader], v, head_map_tensor(plan, device));
-    }
+    const Projections projected = project_into_cache(i, x, sequences);
+    const at::Tensor heads = attention_heads(config, model_.plan, i, projected, cu_seqlens, leaders);
     stream = add_mlp(config, layer, stream + attention_output(config, layer, heads, x));
   }
   length_ = count;
   return logits(stream);
 }
 
-// Heads' outputs [1, heads, head_dim] of the newest token. A full layer leaves its row of P [heads, cached] in
-// rows[layer] for its followers.
-at::Tensor Generator::attention_row(int64_t layer, const at::Tensor& x, const Sequences& sequences,
-                                    std::vector<at::Tensor>& rows) {
+// The newest token's row of P [heads, keys], from its q [1, heads, head_dim] and the visible keys [kv_heads, keys,
+// head_dim].
+at::Tensor Generator::probability_row(const at::Tensor& q, const at::Tensor& k) const {
   const ModelConfig& config = model_.config;
-  const Layer& weights = model_.layers[layer];
+  const at::Tensor grouped = q.view({k.size(0), -1, config.head_dim});
+  at::Tensor scores = at::bmm(grouped, k.transpose(1, 2)).to(at::kFloat) * config.attention_scale;
+  if (const double cap = config.attention_softcap; cap > 0) scores = (scores / cap).tanh() * cap;
+  return at::softmax(scores, -1).to(q.scalar_type()).view({config.num_heads, k.size(1)});
+}
+
+// Heads' outputs [1, heads, head_dim] of the newest token, which the caches hold already; undefined for linear and
+// skip. A layer with queries of its own leaves its row of P in rows[layer] for its followers.
+at::Tensor Generator::attention_row(int64_t layer, const Projections& newest, std::vector<at::Tensor>& rows) const {
+  const ModelConfig& config = model_.config;
   const LayerPlan& plan = model_.plan.layers[layer];
-  const int64_t window = config.windows[layer];
+  if (plan.mode == Mode::linear || plan.mode == Mode::skip) return {};
+  const int64_t window = config.windows[model_.plan.mask_layer(layer)];
   const int64_t begin = window > 0 ? std::max<int64_t>(0, length_ + 1 - window) : 0, count = length_ + 1 - begin;
-  append(caches_[layer].v, value_heads(config, x, weights.v), length_);
-  at::Tensor row;
-  if (plan.mode == Mode::full) {
-    append(caches_[layer].k, rotated_heads(config, x, weights.k, sequences), length_);
-    const at::Tensor q =
-        rotated_heads(config, x, weights.q, sequences).view({config.num_kv_heads, -1, config.head_dim});
-    at::Tensor scores =
-        at::bmm(q, caches_[layer].k.narrow(1, begin, count).transpose(1, 2)).to(at::kFloat) * config.attention_scale;
-    if (const double cap = config.attention_softcap; cap > 0) scores = (scores / cap).tanh() * cap;
-    row = at::softmax(scores, -1).to(q.scalar_type()).view({config.num_heads, count});
-    rows[layer] = row;
+  const Cache& cache = caches_[plan.mode == Mode::share_kv ? plan.leader : layer];
+  if (newest.q.defined()) {
+    rows[layer] = probability_row(newest.q, cache.k.narrow(1, begin, count));
   } else {
-    row = rows[plan.leader];
-    if (const auto map = head_map_tensor(plan, x.device())) row = row.index_select(0, *map);
+    const auto map = head_map_tensor(plan, rows[plan.leader].device());
+    rows[layer] = map ? rows[plan.leader].index_select(0, *map) : rows[plan.leader];
   }
-  return at::bmm(row.view({config.num_kv_heads, -1, count}), caches_[layer].v.narrow(1, begin, count))
-      .view({1, config.num_heads, config.head_dim});
+  const at::Tensor v = cache.v.narrow(1, begin, count);
+  return at::bmm(rows[layer].view({v.size(0), -1, count}), v).view({1, config.num_heads, config.head_dim});
 }
 
 at::Tensor Generator::step(int64_t token) {
@@ -129,7 +126,8 @@ at::Tensor Generator::step(int64_t token) {
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const Layer& layer = model_.layers[i];
     const at::Tensor x = norm(config, stream, layer.input_norm);
-    stream = add_mlp(config, layer, stream + attention_output(config, layer, attention_row(i, x, sequences, rows), x));
+    const at::Tensor heads = attention_row(i, project_into_cache(i, x, sequences), rows);
+    stream = add_mlp(config, layer, stream + attention_output(config, layer, heads, x));
   }
   ++length_;
   return logits(stream);

@@ -1,8 +1,10 @@
-// Generation of one sequence with caches laid out by the plan: K and V for full layers, V alone for followers.
+// Generation of one sequence with caches laid out by the plan: K and V for full layers, V alone for share_probs, none
+// for the other modes.
 #pragma once
 #include <cstdint>
 #include <vector>
 
+#include "model/attention.h"
 #include "model/decoder.h"
 
 namespace uniattn {
@@ -21,13 +23,14 @@ class Generator {
   int64_t cache_bytes() const;
 
  private:
-  // [kv_heads, capacity, head_dim]; k is undefined for followers.
+  // [kv_heads, capacity, head_dim]; undefined where the layer projects no such heads.
   struct Cache {
     at::Tensor k, v;
   };
+  Projections project_into_cache(int64_t layer, const at::Tensor& x, const Sequences& sequences);
   at::Tensor logits(const at::Tensor& stream) const;
-  at::Tensor attention_row(int64_t layer, const at::Tensor& x, const Sequences& sequences,
-                           std::vector<at::Tensor>& rows);
+  at::Tensor probability_row(const at::Tensor& q, const at::Tensor& k) const;
+  at::Tensor attention_row(int64_t layer, const Projections& newest, std::vector<at::Tensor>& rows) const;
 
   const Decoder& model_;
   int64_t capacity_, length_ = 0;

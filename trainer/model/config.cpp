@@ -126,6 +126,8 @@ json describe_layer(const LayerPlan& layer) {
   if (layer.compensation.kind == Compensation::Kind::full) entry["compensation_rank"] = nullptr;
   if (layer.compensation.kind == Compensation::Kind::low_rank) entry["compensation_rank"] = layer.compensation.rank;
   if (!layer.head_map.empty()) entry["head_map"] = layer.head_map;
+  if (layer.num_kv_heads > 0) entry["num_kv_heads"] = layer.num_kv_heads;
+  if (layer.leader_mask) entry["mask"] = "leader";
   return entry;
 }
 
@@ -135,22 +137,25 @@ void refuse_unknown_keys(const json& object, const std::set<std::string>& known,
 }
 
 LayerPlan parse_layer(const json& entry, const std::string& where) {
-  refuse_unknown_keys(entry, {"mode", "leader", "compensation_rank", "head_map"}, where);
+  refuse_unknown_keys(entry, {"mode", "leader", "compensation_rank", "head_map", "num_kv_heads", "mask"}, where);
   LayerPlan layer{.mode = parse_mode(entry.at("mode")),
                   .leader = entry.value("leader", int64_t{-1}),
                   .compensation = {},
-                  .head_map = {}};
+                  .head_map = entry.value("head_map", std::vector<int64_t>{}),
+                  .num_kv_heads = entry.value("num_kv_heads", int64_t{0}),
+                  .leader_mask = entry.contains("mask")};
   if (const auto rank = entry.find("compensation_rank"); rank != entry.end())
     layer.compensation = rank->is_null() ? Compensation{Compensation::Kind::full, 0}
                                          : Compensation{Compensation::Kind::low_rank, rank->get<int64_t>()};
-  layer.head_map = entry.value("head_map", std::vector<int64_t>{});
+  if (layer.leader_mask && entry["mask"] != "leader")
+    fail("config.json: {}.mask is {}; version 1 knows `leader` alone", where, entry["mask"].dump());
   return layer;
 }
 
 }  // namespace
 
 PlanLimits ModelConfig::plan_limits() const {
-  return {num_layers, num_heads, hidden_size, windows};
+  return {num_layers, num_heads, num_kv_heads, hidden_size, windows};
 }
 
 ModelConfig parse_model_config(const json& config) {

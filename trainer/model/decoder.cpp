@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "model/attention.h"
 #include "support/error.h"
 
 namespace uniattn {
@@ -28,24 +29,30 @@ at::Tensor neutral_compensation(const LayerSlot& slot, int64_t index, at::Scalar
 std::vector<TensorSpec> tensor_specs(const ModelConfig& config, const SharingPlan& plan) {
   std::vector<TensorSpec> specs{{kEmbedding, {config.vocab_size, config.hidden_size}}};
   for (int64_t i = 0; i < config.num_layers; ++i)
-    for (LayerSlot& slot : layer_slots(config, plan.layers[i], i))
-      specs.push_back({std::move(slot.name), std::move(slot.shape)});
+    for (LayerSlot& slot : layer_slots(config, plan.layers[i], i)) specs.push_back(std::move(slot));
   specs.push_back({kFinalNorm, {config.hidden_size}});
   if (!config.tied_embeddings) specs.push_back({kHead, {config.vocab_size, config.hidden_size}});
   return specs;
 }
 
-at::Tensor read_tensor(const TensorSource& source, const std::string& name, const std::vector<int64_t>& shape,
-                       at::ScalarType dtype, at::Device device) {
-  const TensorInfo info = source.info(name);
-  if (info.shape != shape)
-    fail("tensor `{}` has shape [{}], the model's config needs [{}]", name, fmt::join(info.shape, ", "),
-         fmt::join(shape, ", "));
-  at::Tensor tensor = source.tensor(name).to(device, dtype, /*non_blocking=*/false, /*copy=*/true);
+at::Tensor read_tensor(const TensorSource& source, const TensorSpec& spec, at::ScalarType dtype, at::Device device) {
+  const TensorInfo info = source.info(spec.name);
+  const bool pool = spec.is_to_pool(info.shape);
+  if (info.shape != spec.shape && !pool)
+    fail("tensor `{}` has shape [{}], the model's config needs [{}]", spec.name, fmt::join(info.shape, ", "),
+         fmt::join(spec.shape, ", "));
+  at::Tensor tensor = source.tensor(spec.name);
+  if (pool) tensor = tensor.to(at::kDouble).view(spec.pooled_view).mean(1).flatten(0, 1);
+  tensor = tensor.to(device, dtype, /*non_blocking=*/false, /*copy=*/true);
   // A sum is finite only if all terms are (short of overflow, which sums in float64 exclude here): one cheap pass.
   if (!at::isfinite(tensor.sum(at::kDouble)).item<bool>())
-    fail("tensor `{}` holds values that are not finite (NaN or infinity)", name);
+    fail("tensor `{}` holds values that are not finite (NaN or infinity)", spec.name);
   return tensor;
+}
+
+at::Tensor read_tensor(const TensorSource& source, const std::string& name, const std::vector<int64_t>& shape,
+                       at::ScalarType dtype, at::Device device) {
+  return read_tensor(source, TensorSpec{name, shape}, dtype, device);
 }
 
 Layer read_layer(const TensorSource& source, const ModelConfig& config, const LayerPlan& plan, int64_t index,
@@ -54,7 +61,7 @@ Layer read_layer(const TensorSource& source, const ModelConfig& config, const La
   for (const LayerSlot& slot : layer_slots(config, plan, index))
     layer.*slot.member = is_compensation(slot.name) && !source.contains(slot.name)
                              ? neutral_compensation(slot, index, dtype, device)
-                             : read_tensor(source, slot.name, slot.shape, dtype, device);
+                             : read_tensor(source, slot, dtype, device);
   return layer;
 }
 
@@ -80,23 +87,11 @@ Decoder Decoder::read(const TensorSource& source, const ModelConfig& config, con
 at::Tensor Decoder::hidden(const Batch& batch) const {
   const Sequences sequences = make_sequences(config, batch.positions, batch.cu_seqlens);
   at::Tensor stream = embed(config, embedding, batch.tokens);
-  std::map<int64_t, std::vector<Probs>> handles;  // by leader, for the followers that are still to come; last first
+  std::map<int64_t, LeaderState> leaders;
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const Layer& layer = layers[i];
     const at::Tensor x = norm(config, stream, layer.input_norm);
-    const at::Tensor v = value_heads(config, x, layer.v);
-    at::Tensor heads;
-    if (plan.layers[i].mode == Mode::full) {
-      AttentionResult result = attention(
-          rotated_heads(config, x, layer.q, sequences), rotated_heads(config, x, layer.k, sequences), v,
-          sequences.cu_seqlens, static_cast<int64_t>(plan.followers_of(i).size()), attention_options(config, i));
-      heads = result.out;
-      handles[i] = std::move(result.probs);
-    } else {
-      std::vector<Probs>& left = handles.at(plan.layers[i].leader);
-      heads = attend(left.back(), v, head_map_tensor(plan.layers[i], x.device()));
-      left.pop_back();
-    }
+    const at::Tensor heads = attention_heads(config, plan, i, layer, x, sequences, leaders);
     stream = add_mlp(config, layer, stream + attention_output(config, layer, heads, x));
   }
   return norm(config, stream, final_norm);

@@ -1,25 +1,21 @@
 // The decoder: embedding, layers under a sharing plan, head. One class for all families.
 #pragma once
-#include <functional>
-#include <map>
-
 #include "model/batch.h"
 #include "model/layer.h"
 #include "storage/safetensors.h"
 
 namespace uniattn {
 
-// Every tensor of a model under a plan: name and shape, in checkpoint order.
-struct TensorSpec {
-  std::string name;
-  std::vector<int64_t> shape;
-};
+// Every tensor of a model under a plan, in checkpoint order.
 std::vector<TensorSpec> tensor_specs(const ModelConfig& config, const SharingPlan& plan);
 
 // Reads `name` as `dtype` on `device` into memory of its own. Throws Error for a wrong shape or values that are not
 // finite.
 at::Tensor read_tensor(const TensorSource& source, const std::string& name, const std::vector<int64_t>& shape,
                        at::ScalarType dtype, at::Device device = at::kCPU);
+// The same, after pooling where the source has the base's key/value heads and the plan fewer.
+at::Tensor read_tensor(const TensorSource& source, const TensorSpec& spec, at::ScalarType dtype,
+                       at::Device device = at::kCPU);
 
 Layer read_layer(const TensorSource& source, const ModelConfig& config, const LayerPlan& plan, int64_t index,
                  at::ScalarType dtype, at::Device device = at::kCPU);

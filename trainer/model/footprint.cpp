@@ -28,7 +28,7 @@ int64_t total_parameters(const ModelConfig& config, const SharingPlan& plan) {
 
 int64_t layer_kv_bytes(const ModelConfig& config, const LayerPlan& plan, int64_t bytes_per_element) {
   const int64_t tensors = plan.mode == Mode::full ? 2 : plan.mode == Mode::share_probs ? 1 : 0;
-  return tensors * config.num_kv_heads * config.head_dim * bytes_per_element;
+  return tensors * kv_heads(config, plan) * config.head_dim * bytes_per_element;
 }
 
 int64_t total_kv_bytes(const ModelConfig& config, const SharingPlan& plan, int64_t bytes_per_element) {

@@ -30,7 +30,32 @@ at::Tensor project_heads(const ModelConfig& config, const at::Tensor& x, const a
   return uniattn::linear(x, projection).view({x.size(0), -1, config.head_dim});
 }
 
+at::Tensor low_rank_compensation(const Layer& layer, const at::Tensor& x) {
+  return uniattn::linear(uniattn::linear(x, layer.compensation_down), layer.compensation_up);
+}
+
+at::Tensor compensation_alone(const Layer& layer, const at::Tensor& x) {
+  if (layer.compensation.defined()) return uniattn::linear(x, layer.compensation);
+  return layer.compensation_down.defined() ? low_rank_compensation(layer, x) : at::zeros_like(x);
+}
+
+at::Tensor compensated_heads(const Layer& layer, const at::Tensor& heads, const at::Tensor& x) {
+  const at::Tensor o = heads.flatten(1);
+  if (layer.compensation.defined()) return compensated_output(o, layer.o, x, layer.compensation);
+  const at::Tensor out = uniattn::linear(o, layer.o);
+  return layer.compensation_down.defined() ? out + low_rank_compensation(layer, x) : out;
+}
+
 }  // namespace
+
+bool TensorSpec::is_to_pool(const std::vector<int64_t>& found) const {
+  return !pooled_view.empty() &&
+         found == std::vector<int64_t>{pooled_view[0] * pooled_view[1] * pooled_view[2], pooled_view[3]};
+}
+
+int64_t kv_heads(const ModelConfig& config, const LayerPlan& plan) {
+  return plan.num_kv_heads > 0 ? plan.num_kv_heads : config.num_kv_heads;
+}
 
 bool is_compensation(const std::string& name) {
   return name.find(".self_attn.compensation.") != std::string::npos;
@@ -39,18 +64,22 @@ bool is_compensation(const std::string& name) {
 std::vector<LayerSlot> layer_slots(const ModelConfig& config, const LayerPlan& plan, int64_t index) {
   const std::string prefix = "model.layers." + std::to_string(index) + ".";
   const int64_t d = config.hidden_size, ff = config.intermediate_size;
-  const int64_t q = config.num_heads * config.head_dim, kv = config.num_kv_heads * config.head_dim;
+  const int64_t q = config.num_heads * config.head_dim, kv = kv_heads(config, plan) * config.head_dim;
   std::vector<LayerSlot> slots;
   auto slot = [&](const char* name, std::vector<int64_t> shape, at::Tensor Layer::*member) {
-    slots.push_back({prefix + name, std::move(shape), member});
+    slots.push_back({{prefix + name, std::move(shape)}, member});
   };
+  auto pooled_slot = [&](const char* name, at::Tensor Layer::*member) {
+    slot(name, {kv, d}, member);
+    if (plan.num_kv_heads > 0)
+      slots.back().pooled_view = {plan.num_kv_heads, config.num_kv_heads / plan.num_kv_heads, config.head_dim, d};
+  };
+  const bool full = plan.mode == Mode::full, has_leader = plan.leader >= 0;
   slot("input_layernorm.weight", {d}, &Layer::input_norm);
-  if (plan.mode == Mode::full) {
-    slot("self_attn.q_proj.weight", {q, d}, &Layer::q);
-    slot("self_attn.k_proj.weight", {kv, d}, &Layer::k);
-  }
-  slot("self_attn.v_proj.weight", {kv, d}, &Layer::v);
-  slot("self_attn.o_proj.weight", {d, q}, &Layer::o);
+  if (full || plan.mode == Mode::share_kv) slot("self_attn.q_proj.weight", {q, d}, &Layer::q);
+  if (full) pooled_slot("self_attn.k_proj.weight", &Layer::k);
+  if (full || plan.mode == Mode::share_probs) pooled_slot("self_attn.v_proj.weight", &Layer::v);
+  if (full || has_leader) slot("self_attn.o_proj.weight", {d, q}, &Layer::o);
   if (plan.compensation.kind == Compensation::Kind::full)
     slot("self_attn.compensation.weight", {d, d}, &Layer::compensation);
   if (plan.compensation.kind == Compensation::Kind::low_rank) {
@@ -99,11 +128,7 @@ at::Tensor value_heads(const ModelConfig& config, const at::Tensor& x, const at:
 
 at::Tensor attention_output(const ModelConfig& config, const Layer& layer, const at::Tensor& heads,
                             const at::Tensor& x) {
-  const at::Tensor o = heads.flatten(1);
-  at::Tensor out = layer.compensation.defined() ? compensated_output(o, layer.o, x, layer.compensation)
-                                                : uniattn::linear(o, layer.o);
-  if (layer.compensation_down.defined())
-    out = out + uniattn::linear(uniattn::linear(x, layer.compensation_down), layer.compensation_up);
+  const at::Tensor out = heads.defined() ? compensated_heads(layer, heads, x) : compensation_alone(layer, x);
   return config.post_norms ? norm(config, out, layer.post_attention_norm) : out;
 }
 

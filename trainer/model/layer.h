@@ -20,15 +20,28 @@ struct Layer {
   at::Tensor post_mlp_norm;  // post-norm families only
 };
 
-// A tensor's name in a Hugging Face checkpoint, the shape it must have, and its place in Layer.
-struct LayerSlot {
+// A tensor's name in a Hugging Face checkpoint and the shape it must have. The key and value projections of a layer
+// with fewer key/value heads than its model may still be the base's: their rows, seen as `pooled_view` [kv_heads, heads
+// to pool, head_dim, D], are averaged over the heads to pool. Empty for all others.
+struct TensorSpec {
   std::string name;
   std::vector<int64_t> shape;
+  std::vector<int64_t> pooled_view{};
+
+  // Whether `found` is the shape of a base's tensor that is to be pooled.
+  bool is_to_pool(const std::vector<int64_t>& found) const;
+};
+
+// A layer's tensor and its place in Layer.
+struct LayerSlot : TensorSpec {
   at::Tensor Layer::*member;
 };
 
 // Whether a checkpoint name is that of a compensation (full, or a factor of a low-rank one).
 bool is_compensation(const std::string& name);
+
+// Key/value heads that a layer projects, if it does.
+int64_t kv_heads(const ModelConfig& config, const LayerPlan& plan);
 
 std::vector<LayerSlot> layer_slots(const ModelConfig& config, const LayerPlan& plan, int64_t index);
 
@@ -56,7 +69,7 @@ at::Tensor rotated_heads(const ModelConfig& config, const at::Tensor& x, const a
 at::Tensor value_heads(const ModelConfig& config, const at::Tensor& x, const at::Tensor& projection);
 
 // W_o of the heads' outputs [T, heads, head_dim] plus the layer's compensation of its normed input x [T, D]; post-norm
-// included.
+// included. Without heads (undefined: linear, skip) the compensation alone, or zero.
 at::Tensor attention_output(const ModelConfig& config, const Layer& layer, const at::Tensor& heads,
                             const at::Tensor& x);
 

@@ -26,6 +26,11 @@ std::string span_of(int64_t window) {
 void check_leader(const SharingPlan& plan, const PlanLimits& limits, int64_t i) {
   const LayerPlan& layer = plan.layers[i];
   if (!has_leader(layer.mode)) {
+    if (layer.leader_mask) {
+      fail_usage(
+          "plan: layer {} has mode {} and `mask: leader`; only share_probs and share_kv have a leader: remove it", i,
+          to_string(layer.mode));
+    }
     if (layer.leader != -1) {
       fail_usage("plan: layer {} has mode {} and a leader ({}); only share_probs and share_kv have one: remove it", i,
                  to_string(layer.mode), layer.leader);
@@ -41,9 +46,11 @@ void check_leader(const SharingPlan& plan, const PlanLimits& limits, int64_t i) 
     fail_usage("plan: layer {} follows layer {}, which has mode {}; a leader must be full: follow a full layer", i,
                layer.leader, to_string(leader_mode));
   }
-  if (limits.windows[i] != limits.windows[layer.leader]) {
-    fail_usage("plan: the attention of layer {} is {}, that of its leader {} is {}; choose a leader with the same mask",
-               i, span_of(limits.windows[i]), layer.leader, span_of(limits.windows[layer.leader]));
+  if (limits.windows[i] != limits.windows[layer.leader] && !layer.leader_mask) {
+    fail_usage(
+        "plan: the attention of layer {} is {}, that of its leader {} is {}; take a leader with the same mask, or set "
+        "`mask: leader`, and the layer takes its leader's",
+        i, span_of(limits.windows[i]), layer.leader, span_of(limits.windows[layer.leader]));
   }
 }
 
@@ -68,6 +75,21 @@ void check_compensation(const LayerPlan& layer, const PlanLimits& limits, int64_
         "plan: the compensation of layer {} has rank {}; it must be above 0 and below the hidden size {}, "
         "or use `full`",
         i, compensation.rank, limits.hidden_size);
+  }
+}
+
+void check_kv_heads(const LayerPlan& layer, const PlanLimits& limits, int64_t i) {
+  const int64_t heads = layer.num_kv_heads;
+  if (heads == 0) return;
+  if (layer.mode != Mode::full) {
+    fail_usage("plan: layer {} has mode {} and num_kv_heads {}; only full layers may reduce them: remove it", i,
+               to_string(layer.mode), heads);
+  }
+  if (heads < 0 || heads >= limits.num_kv_heads || limits.num_kv_heads % heads != 0) {
+    fail_usage(
+        "plan: layer {} has num_kv_heads {}; it must divide the model's {} key/value heads and be fewer: choose such a "
+        "number, or leave it out for all of them",
+        i, heads, limits.num_kv_heads);
   }
 }
 
@@ -124,7 +146,7 @@ SharingPlan SharingPlan::regular(int64_t num_layers, Mode mode, int64_t group, i
 }
 
 bool SharingPlan::shares() const {
-  return !followers().empty();
+  return *this != all_full(static_cast<int64_t>(layers.size()));
 }
 
 bool SharingPlan::leads(int64_t layer) const {
@@ -152,6 +174,10 @@ int64_t SharingPlan::last_follower_of(int64_t leader) const {
   return found.empty() ? -1 : found.back();
 }
 
+int64_t SharingPlan::mask_layer(int64_t layer) const {
+  return has_leader(layers[layer].mode) ? layers[layer].leader : layer;
+}
+
 void SharingPlan::validate(const PlanLimits& limits) const {
   if (std::cmp_not_equal(layers.size(), limits.num_layers)) {
     fail_usage("plan: it has {} layers, the model has {}; use the plan that was made for this model", layers.size(),
@@ -160,17 +186,8 @@ void SharingPlan::validate(const PlanLimits& limits) const {
   for (int64_t i = 0; i < limits.num_layers; ++i) {
     check_leader(*this, limits, i);
     check_compensation(layers[i], limits, i);
+    check_kv_heads(layers[i], limits, i);
     check_head_map(layers[i], limits, i);
-  }
-}
-
-void require_available_modes(const SharingPlan& plan) {
-  for (int64_t i : plan.followers()) {
-    const Mode mode = plan.layers[i].mode;
-    if (mode != Mode::share_probs) {
-      fail_usage("plan: layer {} has mode {}, which is not available in this version; use share_probs or full", i,
-                 to_string(mode));
-    }
   }
 }
 

@@ -25,12 +25,14 @@ struct LayerPlan {
   int64_t leader = -1;  // share_probs and share_kv only: the layer whose P (or K, V) is used
   Compensation compensation{};
   std::vector<int64_t> head_map{};  // share_probs only: leader head of each query head; empty is the identity
+  int64_t num_kv_heads = 0;         // full only: key/value heads, fewer than the model's; 0: the model's
+  bool leader_mask = false;         // share_probs and share_kv only: the leader's mask although one's own is another
   bool operator==(const LayerPlan&) const = default;
 };
 
 // What a plan must fit. windows[i] is layer i's sliding window in tokens, 0 for global attention.
 struct PlanLimits {
-  int64_t num_layers, num_heads, hidden_size;
+  int64_t num_layers, num_heads, num_kv_heads, hidden_size;
   std::vector<int64_t> windows;
 };
 
@@ -44,20 +46,23 @@ struct SharingPlan {
   static SharingPlan regular(int64_t num_layers, Mode mode, int64_t group, int64_t begin, int64_t end,
                              Compensation compensation);
 
-  bool shares() const;                     // any layer that is not full
+  bool shares() const;                     // any layer that is not as in the base: not full, or fewer key/value heads
   bool leads(int64_t layer) const;         // some follower refers to it
   std::vector<int64_t> followers() const;  // layers that are not full, ascending
   std::vector<int64_t> followers_of(int64_t leader) const;
-  // The last follower of `leader`, or -1: when its q, k may be let go.
+  // The last follower of `leader`, or -1: when what it left for them may be let go.
   int64_t last_follower_of(int64_t leader) const;
+  // The layer whose mask layer `layer` attends under: its leader, or itself.
+  int64_t mask_layer(int64_t layer) const;
 
   // Throws UsageError naming the layer: leader not below it or not full, head map of wrong length or range, rank out of
-  // (0, D), mixed mask types, or a leader, compensation or head map that its mode has no use for.
+  // (0, D), mixed mask types without leader_mask, num_kv_heads that is not a smaller divisor of the model's, or an
+  // entry that its mode has no use for.
   void validate(const PlanLimits& limits) const;
   bool operator==(const SharingPlan&) const = default;
 };
 
-// Throws UsageError naming the first layer whose mode this version cannot run: only full and share_probs can be.
-void require_available_modes(const SharingPlan& plan);
+// Every mode is available; goes away with its one call, in checkpoint/run_directory.cpp.
+inline void require_available_modes(const SharingPlan&) {}
 
 }  // namespace uniattn

@@ -35,6 +35,18 @@ DROPPED = {  # the projections that a mode does without
 }
 
 
+FULL, SKIP = {"mode": "full"}, {"mode": "skip"}
+
+
+def full(num_kv_heads):
+    return FULL | {"num_kv_heads": num_kv_heads}
+
+
+def linear(rank=None):
+    """rank: None for a full matrix."""
+    return {"mode": "linear", "compensation_rank": rank}
+
+
 def write_base(path, family="llama", seed=0, published=False, scaling=None, rope_theta=10000.0, **overrides):
     """A random model as `transformers` saves it; `published`: config.json in the dialect of the original releases."""
     fields = dict(
@@ -86,9 +98,9 @@ def write_word_tokenizer(path):
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", pad_token="w0").save_pretrained(path)
 
 
-def follower(leader, mode="share_probs", rank="none", head_map=None):
-    """An entry of `uniattn.layers`; rank: "none", None for a full matrix, or a number."""
-    entry = {"mode": mode, "leader": leader}
+def follower(leader, mode="share_probs", rank="none", head_map=None, **extra):
+    """An entry of `uniattn.layers`; rank: "none", None for a full matrix, or a number; extra: further keys of it."""
+    entry = {"mode": mode, "leader": leader, **extra}
     if rank != "none":
         entry["compensation_rank"] = rank
     if head_map is not None:
@@ -115,7 +127,7 @@ def write_unified(path, base, layers, seed=0, tokenizer=None):
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(config, indent=2))
     save_file(
-        unified_weights(load_file(base / "model.safetensors"), layers, seed),
+        unified_weights(load_file(base / "model.safetensors"), layers, seed, config["head_dim"]),
         path / "model.safetensors",
         {"format": "pt"},
     )
@@ -131,13 +143,45 @@ def mask_type(config, layer):
     return "sliding_attention" if slides else "full_attention"
 
 
-def unified_weights(weights, layers, seed):
+# One plan for every mode and for what they do to each other, over write_base's four layers.
+MODE_PLANS = {
+    "share_kv": [FULL, follower(0, "share_kv", rank=None), FULL, follower(2, "share_kv")],
+    "linear": [FULL, linear(), FULL, linear(5)],
+    "skip": [SKIP, FULL, SKIP, FULL],
+    "kv_heads": [full(1), FULL, full(1), FULL],
+    "one_leader": [FULL, follower(0, rank=5), follower(0, "share_kv", rank=None), follower(0, head_map=[3, 0, 0, 2])],
+    "small_leader": [full(1), follower(0, head_map=[1, 1, 3, 0]), follower(0, "share_kv", rank=5), follower(0)],
+    "mixed": [full(1), linear(5), follower(0, rank=None), SKIP],
+}  # fmt: skip
+# For Gemma-2, whose even layers slide: sliding and global layers follow one another under the leader's mask.
+MASK_PLANS = {
+    "global_follows_sliding": [
+        FULL,
+        follower(0, rank=None, mask="leader"),
+        follower(0, "share_kv", rank=5),
+        follower(0, "share_kv", mask="leader"),
+    ],
+    "sliding_follows_global": [full(1), full(1), follower(1, mask="leader"), follower(1, "share_kv", rank=None)],
+}
+
+
+def pooled(weight, kv_heads, head_dim):
+    """k_proj or v_proj with the rows of neighbouring heads averaged, so that kv_heads are left."""
+    each = len(weight) // (kv_heads * head_dim)
+    heads = weight.split(head_dim)
+    return torch.cat([sum(heads[i : i + each]) / each for i in range(0, len(heads), each)])
+
+
+def unified_weights(weights, layers, seed, head_dim):
     generator = torch.Generator().manual_seed(seed)
     size = weights["model.norm.weight"].shape[0]
     for i, entry in enumerate(layers):
         prefix = f"model.layers.{i}.self_attn."
         for name in DROPPED[entry["mode"]]:
             del weights[f"{prefix}{name}.weight"]
+        for name in ("k_proj", "v_proj") if "num_kv_heads" in entry else ():
+            weight = f"{prefix}{name}.weight"
+            weights[weight] = pooled(weights[weight], entry["num_kv_heads"], head_dim)
         shapes = {}
         if "compensation_rank" in entry:
             rank = entry["compensation_rank"]

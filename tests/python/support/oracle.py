@@ -30,11 +30,7 @@ class Oracle:
         self.w = {name: t.to(dtype) for file in files for name, t in load_file(file).items()}
         self.dtype, c = dtype, self.config
         self.family = c.get("uniattn", {}).get("base_model_type", c["model_type"])
-        self.heads, self.kv_heads, self.layers = (
-            c["num_attention_heads"],
-            c["num_key_value_heads"],
-            c["num_hidden_layers"],
-        )
+        self.heads, self.layers = c["num_attention_heads"], c["num_hidden_layers"]
         self.head_dim = c.get("head_dim") or c["hidden_size"] // self.heads
         self.plan = c["uniattn"]["layers"] if "uniattn" in c else [{"mode": "full"}] * self.layers
 
@@ -58,10 +54,14 @@ class Oracle:
             return None
         return self.config["sliding_window"]
 
+    def spread(self, x):
+        """Keys or values [kv_heads, T, head_dim], one for each query head."""
+        return x.repeat_interleave(self.heads // len(x), 0)
+
     def probs(self, i, q, k):
-        c, each = self.config, self.heads // self.kv_heads
+        c = self.config
         scale = c["query_pre_attn_scalar"] if self.family == "gemma2" else self.head_dim
-        s = q @ k.repeat_interleave(each, 0).transpose(1, 2) * scale**-0.5
+        s = q @ self.spread(k).transpose(1, 2) * scale**-0.5
         if c.get("attn_logit_softcapping"):
             s = c["attn_logit_softcapping"] * torch.tanh(s / c["attn_logit_softcapping"])
         distance = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])
@@ -70,7 +70,7 @@ class Oracle:
 
     def attention(self, i, x, lent):
         """o_i [T, D] before any post-norm; lent[l] = (P, k, v) of layer l."""
-        entry, p, each = self.plan[i], f"model.layers.{i}.self_attn.", self.heads // self.kv_heads
+        entry, p = self.plan[i], f"model.layers.{i}.self_attn."
         mode, out = entry["mode"], torch.zeros_like(x)
         if mode in ("full", "share_kv"):
             q = self.rope(self.split(x, p + "q_proj"))
@@ -81,7 +81,7 @@ class Oracle:
             probs = lent[entry["leader"]][0][entry.get("head_map", list(range(self.heads)))]
             v = self.split(x, p + "v_proj")
         if mode not in ("linear", "skip"):
-            heads = (probs @ v.repeat_interleave(each, 0)).transpose(0, 1).flatten(1)
+            heads = (probs @ self.spread(v)).transpose(0, 1).flatten(1)
             out = heads @ self.w[p + "o_proj.weight"].T
         if p + "compensation.weight" in self.w:
             out = out + x @ self.w[p + "compensation.weight"].T
