@@ -8,6 +8,7 @@
 #include <map>
 #include <numeric>
 
+#include "calibration/token_stream.h"
 #include "data/loader.h"
 #include "model/decoder.h"
 #include "parallel/device.h"
@@ -68,9 +69,7 @@ class Calibration {
   void load_chunks(const TokenShards& data) {
     if (data.size() < 2)
       fail_usage("calibration needs at least two documents, one of them held out; found {}", data.size());
-    const auto held_out = std::clamp<int64_t>(
-        static_cast<int64_t>(options_.held_out * static_cast<double>(data.size()) + 0.5), 1, data.size() - 1);
-    const int64_t fitted = data.size() - held_out;
+    const int64_t fitted = data.size() - held_out_documents(data.size(), options_.held_out);
     const int64_t ranking = documents_with(data, 0, fitted, kRankingTokens);
     const int64_t held_out_ranking = documents_with(data, fitted, data.size(), kRankingTokens / 4);
     const at::Tensor embedding = read_tensor(tensors_, "model.embed_tokens.weight",
