@@ -119,8 +119,8 @@ TEST_CASE("streamed calibration equals the plain procedure", "[calibration]") {
   ProcessGroup alone(std::chrono::seconds(60));
   const CalibrationOptions options{
       .fit = {.head_map = false, .value = false, .output = true, .compensation = true}, .ridge = 0.01, .held_out = 0.2};
-  const CalibrationResult result = calibrate(model, *tensors, plan, data, options, alone);
-  REQUIRE(result.followers.size() == 1);
+  const CalibrationResult result = calibrate(model, *tensors, plan, data, options, alone).value();
+  REQUIRE(result.layers.size() == 1);
   REQUIRE(result.weights.size() == 2);
   CHECK(result.fitted_tokens + result.held_out_tokens == data.tokens());
 
@@ -166,5 +166,5 @@ TEST_CASE("streamed calibration equals the plain procedure", "[calibration]") {
         1e-4);
   CHECK(relative(got.at("model.layers.2.self_attn.o_proj.weight").to(at::kDouble) - base.layers[2].o.to(at::kDouble),
                  w.narrow(0, 0, 24).t()) < 1e-4);
-  CHECK(result.followers[0].after < result.followers[0].before);
+  CHECK(result.layers[0].after < result.layers[0].before);
 }

@@ -1,5 +1,6 @@
 #include <sentencepiece_trainer.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <random>
@@ -31,6 +32,18 @@ std::string trained_model() {
       (directory / "text.txt") + " --model_prefix=" + (directory / "small"));
   REQUIRE(status.ok());
   return model;
+}
+
+// A SentencePiece model in which the library matches <turn> and <table> inside text.
+std::string model_with_user_defined_pieces() {
+  static const TemporaryDirectory directory;
+  std::ofstream(directory / "text.txt") << "a turn at the table, and another turn\n";
+  const auto status = sentencepiece::SentencePieceTrainer::Train(
+      "--model_type=bpe --vocab_size=300 --byte_fallback=true --remove_extra_whitespaces=false --minloglevel=2 "
+      "--normalization_rule_name=identity --hard_vocab_limit=false --user_defined_symbols=<turn>,<table> --input=" +
+      (directory / "text.txt") + " --model_prefix=" + (directory / "user"));
+  REQUIRE(status.ok());
+  return directory / "user.model";
 }
 
 std::string material() {
@@ -132,6 +145,47 @@ TEST_CASE("tokenizer: spelled control pieces are data", "[tokenizer]") {
   }
 }
 
+TEST_CASE("tokenizer: a user-defined piece matches text unless it is a special token", "[tokenizer]") {
+  const std::string model = model_with_user_defined_pieces();
+  const int32_t turn = 3, table = 4;
+  const std::vector<std::string> settings = {
+      R"({"added_tokens_decoder": {"3": {"content": "<turn>", "special": true}, "4": {"content": "<table>"}}})",
+      R"({"additional_special_tokens": ["<turn>"]})",
+      R"({"added_tokens": [{"id": 3, "content": "<turn>", "special": true}, {"id": 4, "content": "<table>"}]})", "{}"};
+  for (size_t i = 0; i < settings.size(); ++i) {
+    const ModelDirectory directory(model, "");
+    write_bytes(directory.directory / (i == 2 ? "tokenizer.json" : "tokenizer_config.json"), settings[i]);
+    const auto tokenizer = directory.load();
+    const bool special = i < 3;
+    const auto ids = tokenizer->encode("a <turn> at the<table>");
+    INFO(settings[i]);
+    CHECK(std::count(ids.begin(), ids.end(), turn) == (special ? 0 : 1));
+    CHECK(std::count(ids.begin(), ids.end(), table) == 1);
+    CHECK(tokenizer->decode(ids) == "a <turn> at the<table>");
+    CHECK(tokenizer->special_id("<turn>") == (special ? std::optional(turn) : std::nullopt));
+    CHECK(tokenizer->special_id("</s>") == 2);
+    CHECK(tokenizer->decode({turn}) == (special ? "" : "<turn>"));
+  }
+}
+
+TEST_CASE("tokenizer: added tokens of a SentencePiece model", "[tokenizer]") {
+  const ModelDirectory directory(model_with_user_defined_pieces(), R"({"vocab_size": 400})");
+  const auto load_with = [&](const std::string& entry) {
+    write_bytes(directory.directory / "tokenizer_config.json", R"({"added_tokens_decoder": {)" + entry + "}}");
+    return directory.load();
+  };
+  const auto tokenizer = load_with(R"("399": {"content": "[PAD]", "special": true})");
+  CHECK(tokenizer->special_id("[PAD]") == 399);
+  CHECK(tokenizer->decode({399}).empty());
+  // Beyond the embeddings: no model can have been trained on it.
+  CHECK(load_with(R"("400": {"content": "[PAD]", "special": true})")->special_id("[PAD]") == std::nullopt);
+  CHECK_THAT(message_of<Error>([&] { load_with(R"("399": {"content": "word"})"); }), contains("'word'"));
+  CHECK_THAT(message_of<Error>([&] { load_with(R"("5": {"content": "<turn>"})"); }), contains("piece 3"));
+  write_bytes(directory.directory / "tokenizer_config.json", R"({"add_prefix_space": false})");
+  const auto bare = directory.load();
+  CHECK(bare->encode("turn") == bare->encode_continuation("turn"));
+}
+
 TEST_CASE("tokenizer: bos, eos and the vocabulary's size", "[tokenizer]") {
   const std::string path = trained_model();
   const auto plain = ModelDirectory(path, "").load();
@@ -166,15 +220,17 @@ TEST_CASE("tokenizer: bad text and bad ids are refused", "[tokenizer]") {
   CHECK(tokenizer->decode(tokenizer->encode(std::string("a\0b", 3))) == std::string("a\0b", 3));
 }
 
-TEST_CASE("tokenizer: a directory without a SentencePiece model is refused", "[tokenizer]") {
+TEST_CASE("tokenizer: a directory without a tokenizer is refused", "[tokenizer]") {
   const TemporaryDirectory directory;
   const auto refused = [&] { return message_of<Error>([&] { load_tokenizer(directory.path()); }); };
   CHECK_THAT(refused(), contains(directory.path()) && contains("tokenizer.model"));
   write_bytes(directory / "tokenizer.json", "{}");
-  CHECK_THAT(refused(), contains("tokenizer.json") && contains("SentencePiece"));
+  CHECK_THAT(refused(), contains("tokenizer.json: expected an object as model"));
   write_bytes(directory / "tokenizer.model", "not a model");
   CHECK_THAT(refused(), contains("not a SentencePiece model"));
   write_bytes(directory / "tokenizer.model", "");
   CHECK_THAT(refused(), contains("not a SentencePiece model"));
+  write_bytes(directory / "tokenizer.model", read_bytes(trained_model()).substr(0, 4000));
+  CHECK_THAT(refused(), contains("tokenizer.model") && contains("not a SentencePiece model"));
   CHECK_THAT(message_of<Error>([&] { load_tokenizer(directory / "nowhere"); }), contains("nowhere"));
 }

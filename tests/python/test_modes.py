@@ -117,6 +117,21 @@ def test_resume_is_bit_exact(run_uniattn, tmp_path):
     assert snapshot_bytes(tmp_path / "resumed", 4) == snapshot_bytes(run, 4)
 
 
+def test_fine_tuning_an_export(run_uniattn, tmp_path):
+    _, run, _ = train(run_uniattn, tmp_path, {}, "mixed", stages=None)
+    project = Project(tmp_path, run / "export")
+    stages = [{"name": "more", "train": "all", "max_steps": 2, "learning_rate": 1.0e-3}]
+    config, again = project.config("again", plan=None, calibration=None, stages=stages)
+    run_uniattn("run", config)
+    assert json.loads((again / "export" / "config.json").read_text()) == json.loads(
+        (run / "export" / "config.json").read_text()
+    )
+    before, after = load_file(run / "export" / "model.safetensors"), load_file(again / "export" / "model.safetensors")
+    assert before.keys() == after.keys()
+    name = "model.layers.0.self_attn.k_proj.weight"
+    assert 0 < (before[name] - after[name]).abs().max() < 1e-2
+
+
 @pytest.mark.parametrize("plan", MODE_PLANS)
 def test_inspect_and_caches(run_uniattn, tmp_path, plan):
     path = make(tmp_path, {}, plan)

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from support.models import GEMMA2, LLAMA3, MISTRAL, follower, write_base, write_unified
 from support.oracle import Oracle
-from support.runs import VOCAB, Project, metrics, random_documents, snapshot_bytes
+from support.runs import VOCAB, Project, metrics, random_documents, read_ids, snapshot_bytes, transformers_loss
 from support.stories import write_ids
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -17,17 +17,6 @@ PLANS = {
     "superblock": [FULL, follower(0, rank=5), follower(0, rank=None), follower(0)],
     "head_map": [FULL, FULL, follower(0, rank=None, head_map=[3, 0, 0, 2]), follower(1, head_map=[1, 1, 1, 1])],
 }
-
-
-def transformers_loss(path, documents):
-    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, dtype=torch.float32)
-    with torch.no_grad():
-        sums = [model(torch.tensor([d]), labels=torch.tensor([d])).loss.item() * (len(d) - 1) for d in documents]
-    return sum(sums) / sum(len(d) - 1 for d in documents)
-
-
-def read_ids(file):
-    return [[int(i) for i in line.split()] for line in file.read_text().splitlines()]
 
 
 def test_run_exports_what_it_evaluated(finished):
@@ -77,8 +66,8 @@ def test_calibration_lowers_the_loss(run_uniattn, tmp_path, base):
     for name, changes in {"shared": {"calibration": None}, "calibrated": {}}.items():
         losses[name] = run_uniattn("run", project.config(name, stages=None, **changes)[0])["loss"]
     report = json.loads((tmp_path / "calibrated" / "calibration" / "report.json").read_text())
-    assert report["followers"]
-    for entry in report["followers"]:
+    assert report["layers"]
+    for entry in report["layers"]:
         assert entry["residual"]["after"] < entry["residual"]["before"]
     assert losses["calibrated"] < losses["shared"]
 

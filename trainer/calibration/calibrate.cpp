@@ -3,281 +3,335 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
-#include <algorithm>
 #include <chrono>
-#include <map>
-#include <numeric>
+#include <filesystem>
 
-#include "calibration/token_stream.h"
-#include "data/loader.h"
+#include "calibration/progress.h"
+#include "calibration/streams.h"
+#include "config/plan_config.h"
 #include "model/decoder.h"
 #include "parallel/device.h"
+#include "storage/atomic_file.h"
+#include "storage/hash.h"
 #include "support/error.h"
 #include "support/log.h"
+#include "support/signals.h"
 
 namespace uniattn {
 namespace {
 
-constexpr size_t kChunkTokens = 4096;      // that run through a layer at once
-constexpr int64_t kRankingTokens = 16384;  // that head maps are ranked on, and a quarter as many held out
+using Clock = std::chrono::steady_clock;
 
-// What a leader leaves for its followers.
-struct Leader {
-  Probs probs;
-  at::Tensor v;
-};
+constexpr std::chrono::minutes kSaveEvery{5};
 
-// Some whole documents and their hidden states. While no follower has come yet, `unified` is `base`.
-struct Chunk {
-  Batch batch;
-  Sequences sequences;
-  bool held_out = false, ranking = false;
-  at::Tensor base, unified;           // [T, D]: the residual stream before the current layer
-  at::Tensor branch_rms;              // [T, 1], post-norm families: of the base's attention branch before its norm
-  std::map<int64_t, Leader> leaders;  // of the unified stream
-};
+bool is_changed(const LayerPlan& plan) {
+  return plan.mode != Mode::full || plan.num_kv_heads > 0;
+}
+
+int64_t last_changed(const SharingPlan& plan) {
+  int64_t last = static_cast<int64_t>(plan.layers.size()) - 1;
+  while (last >= 0 && !is_changed(plan.layers[last])) --last;
+  return last;
+}
 
 class Calibration {
  public:
   Calibration(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan,
-              const CalibrationOptions& options, ProcessGroup& group)
+              const TokenShards& data, const CalibrationOptions& options, ProcessGroup& group,
+              const std::string& directory)
       : config_(model.config),
+        before_norm_(model.config),
+        base_plan_(SharingPlan::all_full(model.config.num_layers)),
         tensors_(tensors),
-        plan_(plan),
         options_(options),
         group_(group),
-        device_(compute_device(group.local_rank())) {}
+        device_(compute_device(group.local_rank())),
+        directory_(directory),
+        fingerprint_(fingerprint(model, plan, data)),
+        streams_(config_, tensors, data, options.held_out, directory, group, device_) {
+    before_norm_.post_norms = false;
+    result_.plan = plan;
+  }
 
-  CalibrationResult run(const TokenShards& data) {
+  std::optional<CalibrationResult> run() {
     const at::NoGradGuard no_grad;
-    load_chunks(data);
-    const int64_t end = plan_.followers().back() + 1;  // nothing runs after the last follower
-    for (layer_ = 0; layer_ < end; ++layer_) {
-      // The base layer; a follower's own q and k serve the base stream alone.
-      const Layer layer = read_layer(tensors_, config_, LayerPlan{}, layer_, at::kFloat, device_);
-      if (plan_.layers[layer_].mode == Mode::full) {
-        advance_full(layer);
-      } else {
-        advance_follower(layer);
+    int64_t next = continue_from();
+    const int64_t end = last_changed(result_.plan) + 1;
+    for (Clock::time_point saved = Clock::now(); next < end; ++next) {
+      const bool stop = group_.any(stop_requested());
+      if (!directory_.empty() && next > 0 && (stop || group_.any(Clock::now() - saved > kSaveEvery))) {
+        save_progress(directory_, fingerprint_, {next, result_, streams_.save()}, group_);
+        saved = Clock::now();
       }
+      if (stop) return std::nullopt;
+      advance(next);
     }
-    result_.plan = plan_;
+    result_.fitted_tokens = group_.sum(streams_.tokens(false));
+    result_.held_out_tokens = group_.sum(streams_.tokens(true));
     return std::move(result_);
   }
 
  private:
-  void load_chunks(const TokenShards& data) {
-    if (data.size() < 2)
-      fail_usage("calibration needs at least two documents, one of them held out; found {}", data.size());
-    const int64_t fitted = data.size() - held_out_documents(data.size(), options_.held_out);
-    const int64_t ranking = documents_with(data, 0, fitted, kRankingTokens);
-    const int64_t held_out_ranking = documents_with(data, fitted, data.size(), kRankingTokens / 4);
-    const at::Tensor embedding = read_tensor(tensors_, "model.embed_tokens.weight",
-                                             {config_.vocab_size, config_.hidden_size}, at::kFloat, device_);
-    add_chunks(data, 0, ranking, {.held_out = false, .ranking = true}, embedding);
-    add_chunks(data, ranking, fitted, {.held_out = false, .ranking = false}, embedding);
-    add_chunks(data, fitted, held_out_ranking, {.held_out = true, .ranking = true}, embedding);
-    add_chunks(data, held_out_ranking, data.size(), {.held_out = true, .ranking = false}, embedding);
-    result_.fitted_tokens = count_tokens(false);
-    result_.held_out_tokens = count_tokens(true);
+  std::string fingerprint(const ModelDirectory& model, const SharingPlan& plan, const TokenShards& data) const {
+    const FitTargets& fit = options_.fit;
+    Hasher hasher;
+    hasher.update(fmt::format("{} {} {} {}{}{}{} {} {} {}", std::filesystem::absolute(model.path).string(),
+                              describe_plan(plan).dump(), data.hash(), fit.head_map, fit.value, fit.output,
+                              fit.compensation, options_.ridge.value_or(-1), options_.held_out, group_.world_size()));
+    return hasher.hex();
   }
 
-  // The end of the documents from `begin` on that have at least `tokens` tokens, or `end`.
-  static int64_t documents_with(const TokenShards& data, int64_t begin, int64_t end, int64_t tokens) {
-    for (; begin < end && tokens > 0; ++begin) tokens -= static_cast<int64_t>(data.document(begin).tokens.size());
-    return begin;
+  int64_t continue_from() {
+    if (directory_.empty()) return 0;
+    std::optional<Progress> progress = load_progress(directory_, fingerprint_, config_, group_);
+    if (!progress) return 0;
+    log::info(fmt::format("continuing the calibration at layer {}", progress->next_layer));
+    streams_.load(progress->states);
+    result_ = std::move(progress->result);
+    return progress->next_layer;
   }
 
-  struct Split {
-    bool held_out, ranking;
+  const LayerPlan& layer_plan() const { return result_.plan.layers[layer_]; }
+
+  void advance(int64_t index) {
+    layer_ = index;
+    const Layer base = read_layer(tensors_, config_, LayerPlan{}, index, at::kFloat, device_);
+    if (!is_changed(layer_plan())) return advance_together(base);
+    advance_changed(base, layer_plan().num_kv_heads > 0
+                              ? read_layer(tensors_, config_, layer_plan(), index, at::kFloat, device_)
+                              : without_dropped(base));
+  }
+
+  // The unified model's layer: the base's weights that the mode keeps, no compensation yet.
+  Layer without_dropped(const Layer& base) const {
+    Layer layer;
+    for (const LayerSlot& slot : layer_slots(config_, layer_plan(), layer_)) layer.*slot.member = base.*slot.member;
+    return layer;
+  }
+
+  // A layer that is the same in both models.
+  void advance_together(const Layer& layer) {
+    for (Chunk& chunk : streams_.chunks()) {
+      const bool one_stream = chunk.unified.is_same(chunk.base);
+      const at::Tensor x = norm(config_, chunk.unified, layer.input_norm);
+      const at::Tensor heads = attention_heads(config_, result_.plan, layer_, layer, x, chunk.sequences, chunk.leaders);
+      keep_leader(chunk);
+      const at::Tensor unified = chunk.unified + attention_output(config_, layer, heads, x);
+      if (!one_stream) chunk.base = streams_.keep(add_mlp(config_, layer, base_attention(layer, chunk).stream));
+      chunk.unified = streams_.keep(add_mlp(config_, layer, unified));
+      if (one_stream) chunk.base = chunk.unified;
+    }
+  }
+
+  void keep_leader(Chunk& chunk) const {
+    const auto found = chunk.leaders.find(layer_);
+    if (found == chunk.leaders.end()) return;
+    LeaderState& state = found->second;
+    state.probs.resize(
+        std::min<size_t>(state.probs.size(), 1));  // one handle serves all followers where none has a gradient
+    for (Probs& probs : state.probs) probs.q = streams_.keep(probs.q), probs.k = streams_.keep(probs.k);
+    if (state.k.defined()) state.k = streams_.keep(state.k), state.v = streams_.keep(state.v);
+  }
+
+  // The base's stream after attention, and the root mean square [T, 1] of its branch before a post-norm.
+  struct BaseAttention {
+    at::Tensor stream, rms;
   };
 
-  void add_chunks(const TokenShards& data, int64_t begin, int64_t end, Split split, const at::Tensor& embedding) {
-    std::vector<Document> waiting;
-    size_t tokens = 0;
-    auto flush = [&] {
-      if (waiting.empty()) return;
-      Chunk chunk;
-      chunk.batch = to_device(make_batch(waiting), device_);
-      chunk.held_out = split.held_out;
-      chunk.ranking = split.ranking;
-      chunk.sequences = make_sequences(config_, chunk.batch.positions, chunk.batch.cu_seqlens);
-      chunk.base = chunk.unified = embed(config_, embedding, chunk.batch.tokens);
-      chunks_.push_back(std::move(chunk));
-      waiting.clear();
-      tokens = 0;
-    };
-    for (int64_t i = begin + group_.rank(); i < end; i += group_.world_size()) {
-      const Document document = data.document(i);
-      if (tokens + document.tokens.size() > kChunkTokens) flush();
-      waiting.push_back(document);
-      tokens += document.tokens.size();
-    }
-    flush();
+  BaseAttention base_attention(const Layer& layer, const Chunk& chunk) const {
+    const at::Tensor x = norm(config_, chunk.base, layer.input_norm);
+    std::map<int64_t, LeaderState> none;
+    const at::Tensor heads = attention_heads(config_, base_plan_, layer_, layer, x, chunk.sequences, none);
+    const at::Tensor branch = attention_output(before_norm_, layer, heads, x);
+    if (!config_.post_norms) return {chunk.base + branch, {}};
+    return {chunk.base + norm(config_, branch, layer.post_attention_norm),
+            branch.square().mean(1, true).sqrt().clamp_min(1e-12)};
   }
 
-  int64_t count_tokens(bool held_out) {
-    int64_t tokens = 0;
-    for (const Chunk& chunk : chunks_)
-      if (chunk.held_out == held_out) tokens += chunk.batch.tokens.size(0);
-    return group_.sum(tokens);
-  }
-
-  // The stream after an ordinary layer's attention. With `leader`, also what its followers use.
-  at::Tensor full_attention(const Layer& layer, Chunk& chunk, const at::Tensor& stream, Leader* leader) const {
-    const at::Tensor x = norm(config_, stream, layer.input_norm);
-    const at::Tensor v = value_heads(config_, x, layer.v);
-    AttentionResult result = attention(rotated_heads(config_, x, layer.q, chunk.sequences),
-                                       rotated_heads(config_, x, layer.k, chunk.sequences), v,
-                                       chunk.sequences.cu_seqlens, leader ? 1 : 0, attention_options(config_, layer_));
-    if (leader) *leader = {std::move(result.probs.front()), v};
-    return stream + attention_output(config_, layer, result.out, x);
-  }
-
-  void advance_full(const Layer& layer) {
-    for (Chunk& chunk : chunks_) {
-      const bool one_stream = chunk.unified.is_same(chunk.base);
-      Leader* leader = plan_.leads(layer_) ? &chunk.leaders[layer_] : nullptr;
-      chunk.unified = add_mlp(config_, layer, full_attention(layer, chunk, chunk.unified, leader));
-      chunk.base =
-          one_stream ? chunk.unified : add_mlp(config_, layer, full_attention(layer, chunk, chunk.base, nullptr));
-    }
-  }
-
-  const LayerPlan& layer_plan() const { return plan_.layers[layer_]; }
-
-  FitRows rows_of(const Layer& layer, const Chunk& chunk) const {
+  // Rows of the changed layer that is under way; base_after_ holds the base's streams after its attention.
+  FitRows rows_of(const Layer& layer, size_t i) {
+    Chunk& chunk = streams_.chunks()[i];
     FitRows rows;
     rows.held_out = chunk.held_out;
     rows.x = norm(config_, chunk.unified, layer.input_norm);
-    rows.target = chunk.base - chunk.unified;
-    rows.probs = &chunk.leaders.at(layer_plan().leader).probs;
+    rows.target = base_after_[i].stream - chunk.unified;
+    if (config_.post_norms) rows.scale = base_after_[i].rms.reciprocal();
+    if (layer_plan().mode == Mode::share_probs) {
+      rows.probs = &chunk.leaders.at(layer_plan().leader).probs.back();
+    } else if (layer.o.defined()) {
+      std::map<int64_t, LeaderState> leaders = chunk.leaders;  // a follower takes from its leader: from a copy here
+      rows.heads = attention_heads(config_, result_.plan, layer_, layer, rows.x, chunk.sequences, leaders).flatten(1);
+    }
     return rows;
   }
 
-  void advance_follower(Layer layer) {
-    const auto start = std::chrono::steady_clock::now();
-    const RowStream rows = [&](const RowFilter& filter, const std::function<void(const FitRows&)>& visit) {
-      for (const Chunk& chunk : chunks_) {
-        if (chunk.held_out ? !filter.held_out : !filter.fitted) continue;
-        if (filter.ranking && !chunk.ranking) continue;
-        visit(rows_of(layer, chunk));
-      }
-    };
-    for (Chunk& chunk : chunks_) chunk.base = full_attention(layer, chunk, chunk.base, nullptr);
-    FollowerReport report{.layer = layer_, .leader = layer_plan().leader};
-    std::tie(report.before, report.held_out_before) = stream_error(layer);
-    fit(layer, rows, report);
-    std::tie(report.after, report.held_out_after) = stream_error(layer);
-    for (Chunk& chunk : chunks_) {
-      chunk.unified = add_mlp(config_, layer, unified_attention(layer, chunk));
-      chunk.base = add_mlp(config_, layer, chunk.base);
-      if (plan_.last_follower_of(layer_plan().leader) == layer_) chunk.leaders.erase(layer_plan().leader);
+  void advance_changed(const Layer& base, Layer layer) {
+    const Clock::time_point start = Clock::now();
+    for (const Chunk& chunk : streams_.chunks()) {
+      base_after_.push_back(base_attention(base, chunk));
+      base_after_.back().stream = streams_.keep(base_after_.back().stream);
     }
-    report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    LayerReport report{.layer = layer_, .leader = layer_plan().leader};
+    std::tie(report.before, report.held_out_before) = stream_error(layer);
+    fit(layer, report);
+    std::tie(report.after, report.held_out_after) = stream_error(layer);
+    for (size_t i = 0; i < streams_.chunks().size(); ++i) {
+      Chunk& chunk = streams_.chunks()[i];
+      const at::Tensor unified = unified_attention(layer, i);
+      if (layer_plan().mode == Mode::full) lead(layer, chunk);
+      chunk.unified = streams_.keep(add_mlp(config_, layer, unified));
+      chunk.base = streams_.keep(add_mlp(config_, base, base_after_[i].stream));
+      if (layer_plan().leader >= 0 && result_.plan.last_follower_of(layer_plan().leader) == layer_)
+        chunk.leaders.erase(layer_plan().leader);
+    }
+    base_after_.clear();
+    report.seconds = std::chrono::duration<double>(Clock::now() - start).count();
     announce(report);
-    result_.followers.push_back(report);
+    result_.layers.push_back(report);
   }
 
-  // The unified stream after the follower's attention.
-  at::Tensor unified_attention(const Layer& layer, const Chunk& chunk) const {
-    const FitRows rows = rows_of(layer, chunk);
-    return chunk.unified + attention_output(config_, layer, branch_heads(rows, layer.v, layer_plan().head_map), rows.x);
+  // A leader with fewer key/value heads.
+  void lead(const Layer& layer, Chunk& chunk) const {
+    attention_heads(config_, result_.plan, layer_, layer, norm(config_, chunk.unified, layer.input_norm),
+                    chunk.sequences, chunk.leaders);
+    keep_leader(chunk);
+  }
+
+  at::Tensor unified_attention(const Layer& layer, size_t i) {
+    const FitRows rows = rows_of(layer, i);
+    const at::Tensor heads = branch_heads(rows, layer.v, layer_plan().head_map);
+    return streams_.chunks()[i].unified + attention_output(config_, layer, heads, rows.x);
   }
 
   // Squared distance of the unified stream from the base's after attention, relative to the latter's squared norm: on
   // fitted and on held-out tokens.
-  std::pair<double, double> stream_error(const Layer& layer) const {
+  std::pair<double, double> stream_error(const Layer& layer) {
     at::Tensor sums = at::zeros({2, 2}, at::kDouble);
-    for (const Chunk& chunk : chunks_) {
-      const at::Tensor missing = chunk.base - unified_attention(layer, chunk);
-      sums[chunk.held_out][0] += missing.square().sum(at::kDouble).cpu();
-      sums[chunk.held_out][1] += chunk.base.square().sum(at::kDouble).cpu();
+    for (size_t i = 0; i < base_after_.size(); ++i) {
+      const at::Tensor &stream = base_after_[i].stream, missing = stream - unified_attention(layer, i);
+      const at::Tensor row = sums[streams_.chunks()[i].held_out];
+      row[0] += missing.square().sum(at::kDouble).cpu();
+      row[1] += stream.square().sum(at::kDouble).cpu();
     }
     group_.all_reduce_sum(sums);
     const at::Tensor relative = sums.select(1, 0) / sums.select(1, 1);
     return {relative[0].item<double>(), relative[1].item<double>()};
   }
 
-  // Fits the follower's branch; puts the result into `layer`, the plan and the weights.
-  void fit(Layer& layer, const RowStream& rows, FollowerReport& report) {
-    LayerPlan& plan = plan_.layers[layer_];
+  FitTargets targets(const Layer& layer) const {
     FitTargets targets = options_.fit;
-    targets.head_map = targets.head_map && plan.head_map.empty();  // a map that the plan gives stays
-    targets.compensation = targets.compensation && plan.compensation.kind != Compensation::Kind::none;
+    const bool own_values = layer_plan().mode == Mode::share_probs;
+    targets.head_map &= own_values && layer_plan().head_map.empty();  // a map that the plan gives stays
+    targets.value &= own_values;
+    targets.output &= layer.o.defined();
+    targets.compensation &= layer_plan().compensation.kind != Compensation::Kind::none;
+    return targets;
+  }
+
+  // Fits the layer's branch; puts the result into `layer`, the plan and the weights.
+  void fit(Layer& layer, LayerReport& report) {
+    const RowStream rows = [&](const RowFilter& filter, const std::function<void(const FitRows&)>& visit) {
+      for (size_t i = 0; i < base_after_.size(); ++i) {
+        const Chunk& chunk = streams_.chunks()[i];
+        if (chunk.held_out ? !filter.held_out : !filter.fitted) continue;
+        if (filter.ranking && !chunk.ranking) continue;
+        visit(rows_of(layer, i));
+      }
+    };
+    LayerPlan& plan = result_.plan.layers[layer_];
+    const FitTargets fitted = targets(layer);
+    const Branch start{.v = layer.v, .o = through_norm(layer, layer.o), .compensation = {}, .head_map = plan.head_map};
     BranchFit fit;
     try {
       fit = fit_branch({.config = config_,
-                        .start = {.v = layer.v, .o = layer.o, .compensation = {}, .head_map = plan.head_map},
-                        .fit = targets,
+                        .start = start,
+                        .fit = fitted,
                         .compensation = plan.compensation,
                         .ridge = options_.ridge,
                         .rows = rows,
                         .device = device_},
                        group_);
     } catch (const Error& error) {
-      fail("calibrating layer {} (leader {}): {}", layer_, plan.leader, error.what());
+      fail("calibrating layer {}: {}", layer_, error.what());
     }
     report.ridge = fit.ridge;
     report.value_sweeps = fit.sweeps;
     plan.head_map = fit.branch.head_map;
     layer.v = fit.branch.v;
-    layer.o = fit.branch.o;
-    if (plan.compensation.kind == Compensation::Kind::full) layer.compensation = fit.branch.compensation;
+    if (fitted.output) layer.o = before_norm(layer, fit.branch.o);
+    if (plan.compensation.kind == Compensation::Kind::full)
+      layer.compensation = before_norm(layer, fit.branch.compensation);
     if (fit.factors.up.defined()) {
-      layer.compensation_up = fit.factors.up.to(layer.o);
-      layer.compensation_down = fit.factors.down.to(layer.o);
+      layer.compensation_up = before_norm(layer, fit.factors.up.to(at::kFloat).to(device_));
+      layer.compensation_down = fit.factors.down.to(at::kFloat).to(device_);
     }
     for (const LayerSlot& slot : layer_slots(config_, plan, layer_)) {
       const at::Tensor& weight = layer.*slot.member;
-      const bool fitted = (slot.member == &Layer::v && targets.value) || (slot.member == &Layer::o && targets.output) ||
-                          (is_compensation(slot.name) && targets.compensation);
-      if (fitted && weight.defined()) result_.weights.emplace_back(slot.name, weight);
+      const bool is_fitted = (slot.member == &Layer::v && fitted.value) ||
+                             (slot.member == &Layer::o && fitted.output) ||
+                             (is_compensation(slot.name) && fitted.compensation);
+      if (is_fitted && weight.defined()) result_.weights.emplace_back(slot.name, weight);
     }
   }
 
-  static void announce(const FollowerReport& r) {
-    log::info(fmt::format(
-        "layer {:>2} follows {:>2}: ridge {:.0e}, missing from the stream (held out) {:.4f} -> {:.4f}, {:.1f} s",
-        r.layer, r.leader, r.ridge, r.held_out_before, r.held_out_after, r.seconds));
+  // A post-norm scales each row by 1 / rms, for which the base's is taken, and each column by its weight. The fit is
+  // for W_o and W_c with that weight inside, [D, *]; here in, and out again.
+  at::Tensor through_norm(const Layer& layer, const at::Tensor& w) const {
+    return config_.post_norms && w.defined() ? w * norm_weight(layer).unsqueeze(1) : w;
+  }
+  at::Tensor before_norm(const Layer& layer, const at::Tensor& w) const {
+    if (!config_.post_norms || !w.defined()) return w;
+    const at::Tensor weight = norm_weight(layer).unsqueeze(1);
+    return at::where(weight == 0, 0, w / weight);
+  }
+  at::Tensor norm_weight(const Layer& layer) const {
+    return config_.unit_offset_norm ? layer.post_attention_norm + 1 : layer.post_attention_norm;
+  }
+
+  static void announce(const LayerReport& r) {
+    const std::string leader = r.leader < 0 ? "" : fmt::format(" follows {:>2}", r.leader);
+    log::info(fmt::format("layer {:>2}{}: ridge {:.0e}, missing from the stream (held out) {:.4f} -> {:.4f}, {:.1f} s",
+                          r.layer, leader, r.ridge, r.held_out_before, r.held_out_after, r.seconds));
   }
 
   const ModelConfig& config_;
+  ModelConfig before_norm_;  // without the post-norms
+  SharingPlan base_plan_;
   const TensorSource& tensors_;
-  SharingPlan plan_;
   const CalibrationOptions& options_;
   ProcessGroup& group_;
   at::Device device_;
-  std::vector<Chunk> chunks_;
+  std::string directory_, fingerprint_;
+  Streams streams_;
   int64_t layer_ = 0;
+  std::vector<BaseAttention> base_after_;  // by chunk, while a changed layer is under way
   CalibrationResult result_;
 };
 
 }  // namespace
 
-CalibrationResult calibrate(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan,
-                            const TokenShards& data, const CalibrationOptions& options, ProcessGroup& group) {
-  if (model.config.post_norms)
-    fail_usage(
-        "calibration of {} models (norm after attention) is not available in this version; leave out the `calibration` "
-        "section",
-        model.config.family);
-  if (!plan.shares()) return {.plan = plan, .weights = {}, .followers = {}};
-  return Calibration(model, tensors, plan, options, group).run(data);
+std::optional<CalibrationResult> calibrate(const ModelDirectory& model, const TensorSource& tensors,
+                                           const SharingPlan& plan, const TokenShards& data,
+                                           const CalibrationOptions& options, ProcessGroup& group,
+                                           const std::string& directory) {
+  if (!plan.shares()) return CalibrationResult{.plan = plan, .weights = {}, .layers = {}};
+  if (!directory.empty()) create_directories(directory);
+  return Calibration(model, tensors, plan, data, options, group, directory).run();
 }
 
 nlohmann::ordered_json report_json(const CalibrationResult& result) {
-  nlohmann::ordered_json followers = nlohmann::ordered_json::array();
-  for (const FollowerReport& r : result.followers)
-    followers.push_back({{"layer", r.layer},
-                         {"leader", r.leader},
-                         {"ridge", r.ridge},
-                         {"value_sweeps", r.value_sweeps},
-                         {"residual", {{"before", r.before}, {"after", r.after}}},
-                         {"held_out_residual", {{"before", r.held_out_before}, {"after", r.held_out_after}}},
-                         {"seconds", r.seconds}});
-  return {
-      {"fitted_tokens", result.fitted_tokens}, {"held_out_tokens", result.held_out_tokens}, {"followers", followers}};
+  nlohmann::ordered_json layers = nlohmann::ordered_json::array();
+  for (const LayerReport& r : result.layers) {
+    nlohmann::ordered_json entry{{"layer", r.layer}, {"mode", to_string(result.plan.layers[r.layer].mode)}};
+    if (r.leader >= 0) entry["leader"] = r.leader;
+    entry.update({{"ridge", r.ridge},
+                  {"value_sweeps", r.value_sweeps},
+                  {"residual", {{"before", r.before}, {"after", r.after}}},
+                  {"held_out_residual", {{"before", r.held_out_before}, {"after", r.held_out_after}}},
+                  {"seconds", r.seconds}});
+    layers.push_back(std::move(entry));
+  }
+  return {{"fitted_tokens", result.fitted_tokens}, {"held_out_tokens", result.held_out_tokens}, {"layers", layers}};
 }
 
 }  // namespace uniattn

@@ -18,9 +18,9 @@ struct CalibrationOptions {
   double held_out = 0.1;        // share of the documents, at least one
 };
 
-// One follower. Errors are squared residuals of the stream after attention, relative to the base stream's squared norm
-// there.
-struct FollowerReport {
+// One layer that is not as in the base. Errors are squared residuals of the stream after attention, relative to the
+// base stream's squared norm there.
+struct LayerReport {
   int64_t layer = 0, leader = -1;
   double ridge = 0;
   int64_t value_sweeps = 0;
@@ -32,15 +32,18 @@ struct FollowerReport {
 struct CalibrationResult {
   SharingPlan plan;      // as given, with the head maps that were found
   NamedTensors weights;  // float32, by checkpoint name
-  std::vector<FollowerReport> followers;
+  std::vector<LayerReport> layers;
   int64_t fitted_tokens = 0, held_out_tokens = 0;
 };
 
-// Base and unified model run side by side over the documents, one layer's weights in memory, up to the last follower.
-// Ranks share the documents. Throws Error naming the layer when activations are not finite, UsageError when there are
-// fewer than two documents.
-CalibrationResult calibrate(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan,
-                            const TokenShards& data, const CalibrationOptions& options, ProcessGroup& group);
+// Base and unified model run side by side over the documents, one layer's weights in memory, up to the last layer that
+// differs. Ranks share the documents. What is done is saved below `directory` every few minutes and when a signal asks
+// to stop (the result is then empty); the same call continues there. An empty `directory` keeps everything in memory.
+// Throws Error naming the layer when activations are not finite, UsageError when there are fewer than two documents.
+std::optional<CalibrationResult> calibrate(const ModelDirectory& model, const TensorSource& tensors,
+                                           const SharingPlan& plan, const TokenShards& data,
+                                           const CalibrationOptions& options, ProcessGroup& group,
+                                           const std::string& directory = {});
 
 nlohmann::ordered_json report_json(const CalibrationResult& result);
 

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 
+#include "calibration/held_out_loss.h"
 #include "calibration/plan_budget.h"
 #include "calibration/segment_scores.h"
 #include "config/plan_config.h"
@@ -14,7 +15,6 @@
 #include "storage/hash.h"
 #include "support/error.h"
 #include "support/log.h"
-#include "support/signals.h"
 
 namespace uniattn {
 namespace {
@@ -131,11 +131,18 @@ std::string plan_key(const MeasuredPlan& plan, const std::vector<PlanCandidate>&
   return key;
 }
 
-double measured_loss(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan,
-                     const TokenShards& data, const std::vector<TokenChunk>& chunks, const CalibrationOptions& options,
-                     ProcessGroup& group) {
-  const CalibrationResult calibrated = calibrate(model, tensors, plan, data, options, group);
-  return held_out_loss(model.config, tensors, calibrated.plan, calibrated.weights, chunks, group);
+// The held-out loss of a plan after calibration; empty when a signal asked to stop, which keeps the calibration's
+// progress in `directory`.
+std::optional<double> measured_loss(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan,
+                                    const TokenShards& data, const std::vector<Chunk>& chunks,
+                                    const PlanSearchOptions& options, ProcessGroup& group) {
+  const std::string progress = options.directory + "/progress";
+  const auto calibrated = calibrate(model, tensors, plan, data, options.calibration, group, progress);
+  if (!calibrated) return std::nullopt;
+  const double loss = held_out_loss(model.config, tensors, calibrated->plan, calibrated->weights, chunks, group);
+  if (group.rank() == 0) std::filesystem::remove_all(progress);
+  group.barrier();
+  return loss;
 }
 
 }  // namespace
@@ -148,7 +155,8 @@ PlanSearchResult search_plan(const ModelDirectory& model, const TensorSource& te
   composer.require_feasible();
 
   const at::Device device = compute_device(group.local_rank());
-  const std::vector<TokenChunk> chunks = load_token_chunks(config, data, options.calibration.held_out, device, group);
+  Streams streams(config, tensors, data, options.calibration.held_out, /*directory=*/{}, group, device);
+  const std::vector<Chunk>& chunks = streams.chunks();
   if (!log.find(kBase))
     log.add(kBase, held_out_loss(config, tensors, SharingPlan::all_full(config.num_layers), {}, chunks, group));
   result.base_loss = *log.find(kBase);
@@ -160,9 +168,10 @@ PlanSearchResult search_plan(const ModelDirectory& model, const TensorSource& te
   for (MeasuredPlan& plan : result.plans) {
     const std::string key = plan_key(plan, result.candidates);
     if (!log.find(key)) {
-      if (group.any(stop_requested())) return {};
       log::info(fmt::format("measuring {} ({})", key, plan.name));
-      log.add(key, measured_loss(model, tensors, plan.plan, data, chunks, options.calibration, group));
+      const auto loss = measured_loss(model, tensors, plan.plan, data, chunks, options, group);
+      if (!loss) return {};
+      log.add(key, *loss);
     }
     plan.loss = *log.find(key);
   }

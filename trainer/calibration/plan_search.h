@@ -15,6 +15,7 @@ struct PlanSearchOptions {
   SearchConfig search;
   CalibrationOptions calibration;  // of the plans that are measured whole
   int64_t context = 0;             // tokens before the one that attention FLOPs are counted for
+  std::string directory;           // for the progress of a calibration that is under way
 };
 
 // A plan that was calibrated and measured whole.

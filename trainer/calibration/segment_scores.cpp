@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "calibration/held_out_loss.h"
 #include "calibration/ridge.h"
+#include "model/decoder.h"
 #include "parallel/device.h"
 #include "support/error.h"
 #include "support/log.h"
@@ -34,9 +36,10 @@ struct Tail {
 
 class Scorer {
  public:
-  Scorer(const ModelConfig& config, const TensorSource& tensors, const std::vector<TokenChunk>& chunks,
+  Scorer(const ModelConfig& config, const TensorSource& tensors, const std::vector<Chunk>& chunks,
          std::optional<double> ridge, ScoreLog& log, ProcessGroup& group)
       : config_(config),
+        before_norm_(config),
         tensors_(tensors),
         chunks_(chunks),
         ridge_(ridge),
@@ -44,14 +47,17 @@ class Scorer {
         group_(group),
         base_plan_(SharingPlan::all_full(config.num_layers)),
         device_(compute_device(group.local_rank())),
-        head_(config, tensors, device_) {}
+        head_(config, tensors, device_) {
+    before_norm_.post_norms = false;
+  }
 
   bool run(const std::vector<PlanCandidate>& candidates) {
     const at::NoGradGuard no_grad;
     std::map<int64_t, Candidates> unknown;  // by first layer
     for (const PlanCandidate& candidate : candidates)
       if (!log_.find(candidate.name())) unknown[candidate.begin].push_back(&candidate);
-    std::vector<at::Tensor> base = embed_chunks(config_, tensors_, chunks_);
+    std::vector<at::Tensor> base;
+    for (const Chunk& chunk : chunks_) base.push_back(chunk.base);
     int64_t layer = 0;
     for (const auto& [begin, group] : unknown) {
       for (; layer < begin; ++layer) base = advance_base(read(layer), layer, base);
@@ -85,15 +91,16 @@ class Scorer {
     return result;
   }
 
-  // The base's streams after the layer's attention.
-  std::vector<at::Tensor> base_attention(const Layer& layer, int64_t index, std::vector<at::Tensor> streams) const {
-    Leaders none;
-    for (size_t c = 0; c < chunks_.size(); ++c) {
-      const at::Tensor x = norm(config_, streams[c], layer.input_norm);
-      const at::Tensor heads = attention_heads(config_, base_plan_, index, layer, x, chunks_[c].sequences, none);
-      streams[c] = streams[c] + attention_output(config_, layer, heads, x);
-    }
-    return streams;
+  // What the layer's attention adds to the stream [T, D]; in post-norm families before that norm.
+  at::Tensor branch(const SharingPlan& plan, const Layer& layer, int64_t index, const at::Tensor& stream, size_t c,
+                    Leaders& leaders) const {
+    const at::Tensor x = norm(config_, stream, layer.input_norm);
+    const at::Tensor heads = attention_heads(config_, plan, index, layer, x, chunks_[c].sequences, leaders);
+    return attention_output(before_norm_, layer, heads, x);
+  }
+
+  at::Tensor through_norm(const Layer& layer, const at::Tensor& branch) const {
+    return config_.post_norms ? norm(config_, branch, layer.post_attention_norm) : branch;
   }
 
   // Scores the candidates that begin at layer `begin`, before which the base's streams are `base`.
@@ -105,12 +112,12 @@ class Scorer {
       const Layer layer = read(index);
       for (Tail& tail : tails) advance_tail(layer, index, tail);
       if (tracks.empty()) continue;
-      base = base_attention(layer, index, base);
+      const std::vector<at::Tensor> base_rms = pass_base_attention(layer, index, base);
       for (Track& track : tracks) {
         if (track.plan.layers[index].mode == Mode::full)
           advance_leader(layer, index, track);
         else
-          advance_follower(layer, index, base, track);
+          advance_follower(layer, index, base, base_rms, track);
         leave_track(index + 1, track, tails);
       }
       std::erase_if(tracks, [&](const Track& track) { return track.end() == index + 1; });
@@ -133,26 +140,55 @@ class Scorer {
     return kept;
   }
 
+  // Takes the base's streams to behind the layer's attention. Returns, in post-norm families, the root mean squares
+  // [T, 1] of what it added before that norm.
+  std::vector<at::Tensor> pass_base_attention(const Layer& layer, int64_t index, std::vector<at::Tensor>& base) const {
+    std::vector<at::Tensor> rms;
+    Leaders none;
+    for (size_t c = 0; c < base.size(); ++c) {
+      const at::Tensor added = branch(base_plan_, layer, index, base[c], c, none);
+      base[c] = base[c] + through_norm(layer, added);
+      if (config_.post_norms) rms.push_back(added.square().mean(1, true).sqrt().clamp_min(1e-12));
+    }
+    return rms;
+  }
+
   // `base` are the base's streams after attention.
-  void advance_follower(const Layer& base_layer, int64_t index, const std::vector<at::Tensor>& base, Track& track) {
+  void advance_follower(const Layer& base_layer, int64_t index, const std::vector<at::Tensor>& base,
+                        const std::vector<at::Tensor>& base_rms, Track& track) {
     const LayerPlan& plan = track.plan.layers[index];
     const Layer layer = in_mode(base_layer, plan, index);
-    Gram fitted(config_.hidden_size, config_.hidden_size), held_out(config_.hidden_size, config_.hidden_size);
-    std::vector<at::Tensor> after;  // attention, without compensation
-    for (size_t c = 0; c < chunks_.size(); ++c) {
-      const at::Tensor x = norm(config_, track.streams[c], layer.input_norm);
-      const at::Tensor heads =
-          attention_heads(config_, track.plan, index, layer, x, chunks_[c].sequences, track.leaders[c]);
-      after.push_back(track.streams[c] + attention_output(config_, layer, heads, x));
-      if (plan.mode != Mode::skip) (chunks_[c].held_out ? held_out : fitted).add(x, base[c] - after[c]);
-    }
+    std::vector<at::Tensor> branches;  // without compensation
+    for (size_t c = 0; c < chunks_.size(); ++c)
+      branches.push_back(branch(track.plan, layer, index, track.streams[c], c, track.leaders[c]));
     at::Tensor compensation;
-    if (plan.mode != Mode::skip) compensation = solve(fitted, held_out, index);
+    if (plan.mode != Mode::skip) compensation = fit_compensation(layer, index, base, base_rms, branches, track);
     for (size_t c = 0; c < chunks_.size(); ++c) {
       if (compensation.defined())
-        after[c] += uniattn::linear(norm(config_, track.streams[c], layer.input_norm), compensation);
-      track.streams[c] = add_mlp(config_, layer, after[c]);
+        branches[c] += uniattn::linear(norm(config_, track.streams[c], layer.input_norm), compensation);
+      track.streams[c] = add_mlp(config_, layer, track.streams[c] + through_norm(layer, branches[c]));
     }
+  }
+
+  // W_c [D, D]. A post-norm divides each row by its root mean square, for which the base's is taken, and multiplies
+  // each column by its weight, which the fit has inside W_c.
+  at::Tensor fit_compensation(const Layer& layer, int64_t index, const std::vector<at::Tensor>& base,
+                              const std::vector<at::Tensor>& base_rms, const std::vector<at::Tensor>& branches,
+                              const Track& track) {
+    Gram fitted(config_.hidden_size, config_.hidden_size), held_out(config_.hidden_size, config_.hidden_size);
+    at::Tensor weight;
+    if (config_.post_norms)
+      weight = config_.unit_offset_norm ? layer.post_attention_norm + 1 : layer.post_attention_norm;
+    for (size_t c = 0; c < chunks_.size(); ++c) {
+      at::Tensor x = norm(config_, track.streams[c], layer.input_norm), added = branches[c];
+      if (config_.post_norms) {
+        x = x / base_rms[c];
+        added = added / base_rms[c] * weight;
+      }
+      (chunks_[c].held_out ? held_out : fitted).add(x, base[c] - track.streams[c] - added);
+    }
+    const at::Tensor w = solve(fitted, held_out, index);
+    return config_.post_norms ? at::where(weight.unsqueeze(1) == 0, 0, w / weight.unsqueeze(1)) : w;
   }
 
   at::Tensor solve(Gram& fitted, Gram& held_out, int64_t index) {
@@ -178,7 +214,7 @@ class Scorer {
   void advance_tail(const Layer& layer, int64_t index, Tail& tail) const {
     auto stream = tail.streams.begin();
     Leaders none;
-    for (const TokenChunk& chunk : chunks_) {
+    for (const Chunk& chunk : chunks_) {
       if (!chunk.held_out) continue;
       *stream = advance(config_, base_plan_, index, layer, *stream, chunk.sequences, none);
       ++stream;
@@ -193,8 +229,9 @@ class Scorer {
   }
 
   const ModelConfig& config_;
+  ModelConfig before_norm_;  // without the post-norms
   const TensorSource& tensors_;
-  const std::vector<TokenChunk>& chunks_;
+  const std::vector<Chunk>& chunks_;
   std::optional<double> ridge_;
   ScoreLog& log_;
   ProcessGroup& group_;
@@ -222,7 +259,7 @@ ScoringWork scoring_work(int64_t num_layers, const std::vector<PlanCandidate>& c
   return work;
 }
 
-bool score_segments(const ModelConfig& config, const TensorSource& tensors, const std::vector<TokenChunk>& chunks,
+bool score_segments(const ModelConfig& config, const TensorSource& tensors, const std::vector<Chunk>& chunks,
                     const std::vector<PlanCandidate>& candidates, std::optional<double> ridge, ScoreLog& log,
                     ProcessGroup& group) {
   return Scorer(config, tensors, chunks, ridge, log, group).run(candidates);

@@ -67,7 +67,6 @@ SharingPlan plan_of_run(const Config& config, const ModelDirectory& model) {
         model.path);
   SharingPlan plan = build_plan(*config.plan, model.config.num_layers);
   plan.validate(model.config.plan_limits());
-  require_available_modes(plan);
   return plan;
 }
 

@@ -110,21 +110,26 @@ CalibrationOptions calibration_options(const CalibrationConfig& asked) {
           .held_out = asked.held_out};
 }
 
-void calibrate_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group) {
-  if (!session.config.calibration) return;
+Outcome calibrate_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group) {
+  if (!session.config.calibration) return Outcome::finished;
   if (has_calibration(run)) {
     log::info(fmt::format("calibration is done: {}", run.calibration()));
-    return;
+    return Outcome::finished;
   }
   const CalibrationOptions options = calibration_options(*session.config.calibration);
   const auto tensors = open_model_tensors(session.model.path);
-  const CalibrationResult result = calibrate(session.model, *tensors, session.plan, *data.calibration, options, group);
+  const std::string progress = run.calibration() + "/progress";
+  const std::optional<CalibrationResult> result =
+      calibrate(session.model, *tensors, session.plan, *data.calibration, options, group, progress);
+  if (!result) return Outcome::stopped;
   if (group.rank() == 0) {
     create_directories(run.calibration());
-    write_file_atomically(run.calibration() + "/report.json", report_json(result).dump(2) + "\n");
-    write_calibration(run, result.plan, result.weights);
+    write_file_atomically(run.calibration() + "/report.json", report_json(*result).dump(2) + "\n");
+    write_calibration(run, result->plan, result->weights);
+    std::filesystem::remove_all(progress);
   }
   group.barrier();
+  return Outcome::finished;
 }
 
 Outcome train_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group,

@@ -33,8 +33,8 @@ PreparedData prepare_data(const Session& session, const RunDirectory& run);
 
 CalibrationOptions calibration_options(const CalibrationConfig& asked);
 
-// The init calculation, unless it is done or not asked for.
-void calibrate_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group);
+// The init calculation, unless it is done or not asked for. Stopped by a signal, it continues where it was.
+Outcome calibrate_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group);
 
 Outcome train_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group,
                   int64_t stop_after);

@@ -23,19 +23,6 @@ Config search_part(Config config) {
   return config;
 }
 
-void require_calibrated(const ModelDirectory& model, const SearchConfig& search) {
-  if (model.plan.shares())
-    fail_usage("`{}` is unified already; search a plan for its base model: set model.path", model.path);
-  if (model.config.post_norms)
-    fail_usage(
-        "plans of {} models (norm after attention) cannot be compared yet, as their calibration is not available in "
-        "this version; give the `plan` yourself",
-        model.config.family);
-  for (const std::string& mode : search.modes)
-    if (mode != "share_probs")
-      fail_usage("search.modes: {} cannot be calibrated yet; use share_probs, or give the `plan` yourself", mode);
-}
-
 void print_outline(const PlanSearchOutline& outline, bool json) {
   print_result(
       json, {{"candidates", outline.candidates}, {"passes", outline.passes}, {"calibrations", outline.calibrations}},
@@ -58,16 +45,18 @@ void run_plan(const ConfigOptions& options) {
   const Config config = load_config(options.path, options.overrides);
   if (!config.search) fail_usage("`{}` has no `search` section, which gives the budget of the plan", options.path);
   const Session session = open_session(search_part(config));
-  require_calibrated(session.model, *config.search);
+  if (session.model.plan.shares())
+    fail_usage("`{}` is unified already; a plan is searched for a base model: change model.path", session.model.path);
+  const RunDirectory run{config.run.dir};
   const PlanSearchOptions search{.search = *config.search,
                                  .calibration = calibration_options(*config.calibration),
-                                 .context = config.data.max_length};
+                                 .context = config.data.max_length,
+                                 .directory = run.plan()};
   const PlanSearchOutline outline = outline_search(session.model.config, search);
   if (options.dry_run) return print_outline(outline, options.json);
 
   const bool first = Launch::from_environment().rank == 0;
   if (!first) log::only_warnings();
-  const RunDirectory run{config.run.dir};
   create_directories(run.plan());
   if (first) log::set_file(run.log());
   const PreparedData data = prepare_data(session, run);

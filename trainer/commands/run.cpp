@@ -47,21 +47,8 @@ struct Started {
   std::unique_ptr<ProcessGroup> group;
 };
 
-void require_calibrated_modes(const SharingPlan& plan) {
-  for (size_t i = 0; i < plan.layers.size(); ++i) {
-    const LayerPlan& layer = plan.layers[i];
-    if (layer.num_kv_heads > 0)
-      fail_usage(
-          "plan: layer {} reduces num_kv_heads, which calibration cannot take yet; drop the `calibration` section", i);
-    if (layer.mode != Mode::full && layer.mode != Mode::share_probs)
-      fail_usage("plan: layer {} has mode {}, which calibration cannot take yet; drop the `calibration` section", i,
-                 uniattn::to_string(layer.mode));
-  }
-}
-
 Started start(const ConfigOptions& options) {
   Started started{.session = open_session(options.path, options.overrides), .run = {}, .data = {}, .group = {}};
-  if (started.session.config.calibration) require_calibrated_modes(started.session.plan);
   const bool first = Launch::from_environment().rank == 0;
   if (!first) log::only_warnings();
   started.run = create_run_directory(started.session.config);
@@ -89,8 +76,8 @@ std::optional<Evaluation> evaluate_export(const Started& started) {
 void run_all(const ConfigOptions& options) {
   if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
   Started s = start(options);
-  calibrate_run(s.session, s.run, s.data, *s.group);
-  const Outcome outcome = train_run(s.session, s.run, s.data, *s.group, 0);
+  Outcome outcome = calibrate_run(s.session, s.run, s.data, *s.group);
+  if (outcome == Outcome::finished) outcome = train_run(s.session, s.run, s.data, *s.group, 0);
   ordered_json result{{"run", s.run.path}, {"outcome", to_string(outcome)}};
   std::string text = fmt::format("{}: {}", s.run.path, to_string(outcome));
   if (outcome == Outcome::finished) {
@@ -127,10 +114,14 @@ void run_calibrate(const ConfigOptions& options) {
   if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
   Started s = start(options);
   if (!s.session.config.calibration) fail_usage("`{}` has no `calibration` section", options.path);
-  calibrate_run(s.session, s.run, s.data, *s.group);
-  if (s.group->rank() == 0)
+  const Outcome outcome = calibrate_run(s.session, s.run, s.data, *s.group);
+  if (s.group->rank() != 0) return;
+  if (outcome == Outcome::finished)
     print_result(options.json, read_json(s.run.calibration() + "/report.json"),
                  fmt::format("calibrated: {}", s.run.calibration()));
+  else
+    print_result(options.json, {{"run", s.run.path}, {"outcome", to_string(outcome)}},
+                 fmt::format("{}: stopped; the same command continues", s.run.path));
 }
 
 void run_train(const ConfigOptions& options, int64_t stop_after) {

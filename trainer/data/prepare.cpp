@@ -23,7 +23,7 @@ namespace uniattn {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr int64_t kFormatVersion = 1;  // part of the key: raise it when the same inputs give other shards
+constexpr int64_t kFormatVersion = 2;  // part of the key: raise it when the same inputs give other shards
 constexpr size_t kShardTokens = 1 << 24;
 constexpr size_t kBatch = 4096;  // records tokenized between two rounds of writing
 
@@ -81,7 +81,7 @@ std::string key_of(const std::deque<Source>& sources, const Tokenizer& tokenizer
                         {"samples", options.samples},
                         {"seed", options.samples > 0 ? options.seed : 0},
                         {"ids", {tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.vocab_size()}}};
-  for (const char* name : {"tokenizer.model", "tokenizer.json"}) {
+  for (const char* name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"}) {
     const fs::path path = fs::path(model_directory) / name;
     if (fs::exists(path)) key["tokenizer"][name] = file_hash(path.string());
   }

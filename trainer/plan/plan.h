@@ -62,7 +62,4 @@ struct SharingPlan {
   bool operator==(const SharingPlan&) const = default;
 };
 
-// Every mode is available; goes away with its one call, in checkpoint/run_directory.cpp.
-inline void require_available_modes(const SharingPlan&) {}
-
 }  // namespace uniattn

@@ -1,21 +1,17 @@
 // A SentencePiece model through its own library.
 #pragma once
 #include <memory>
-#include <optional>
 #include <string>
+#include <string_view>
 
+#include "tokenizer/settings.h"
 #include "tokenizer/tokenizer.h"
 
 namespace uniattn {
 
-// What a model's config.json says about ids; absent ones come from the SentencePiece model.
-struct TokenIds {
-  std::optional<int32_t> bos, eos;
-  std::optional<int64_t> vocab_size;
-};
-
-// Throws Error naming `path` when it is not a SentencePiece model, has more pieces than `ids.vocab_size`, or bos/eos
-// are out of range.
-std::unique_ptr<Tokenizer> load_sentencepiece(const std::string& path, const TokenIds& ids);
+// `path`: the model's file, for messages. Throws Error naming it when `model` is not a SentencePiece model, has more
+// pieces than `settings.vocab_size`, bos/eos are out of range, or an added token that is not special is no piece of it.
+std::unique_ptr<Tokenizer> load_sentencepiece(std::string_view model, const TokenizerSettings& settings,
+                                              const std::string& path);
 
 }  // namespace uniattn

@@ -2,49 +2,37 @@
 
 #include <filesystem>
 
-#include "storage/json.h"
+#include "storage/mapped_file.h"
 #include "support/error.h"
+#include "tokenizer/bpe_tokenizer.h"
 #include "tokenizer/sentencepiece.h"
 
 namespace uniattn {
-namespace {
-
-namespace fs = std::filesystem;
-
-// An id, or the first of a list of them; null and an absent key are the same.
-std::optional<int64_t> read_id(const nlohmann::json& config, const char* key, const std::string& path) {
-  auto found = config.find(key);
-  if (found == config.end() || found->is_null()) return std::nullopt;
-  const nlohmann::json& value = found->is_array() && !found->empty() ? found->front() : *found;
-  if (!value.is_number_integer() || value < 0 || value > INT32_MAX) {
-    fail("{}: expected an id as \"{}\", got {}", path, key, found->dump());
-  }
-  return value.get<int64_t>();
-}
-
-TokenIds read_token_ids(const fs::path& config_path) {
-  if (!fs::exists(config_path)) return {};
-  const nlohmann::json config = read_json(config_path.string());
-  if (!config.is_object()) fail("{}: expected a JSON object", config_path.string());
-  return {.bos = read_id(config, "bos_token_id", config_path.string()),
-          .eos = read_id(config, "eos_token_id", config_path.string()),
-          .vocab_size = read_id(config, "vocab_size", config_path.string())};
-}
-
-}  // namespace
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& model_directory) {
+  namespace fs = std::filesystem;
   const fs::path directory = model_directory;
-  const fs::path sentencepiece = directory / "tokenizer.model";
+  const std::string model = (directory / "tokenizer.model").string(), json = (directory / "tokenizer.json").string();
   if (!fs::is_directory(directory)) fail("no model directory '{}'", model_directory);
-  if (!fs::exists(sentencepiece)) {
-    if (fs::exists(directory / "tokenizer.json")) {
-      fail("'{}' has only a tokenizer.json: expected tokenizer.model, SentencePiece is what can be read so far",
-           model_directory);
+  TokenizerSettings settings = read_tokenizer_settings(model_directory);
+  // Beside a SentencePiece model, tokenizer.json is a translation of it; beside tiktoken's ranks, it is what says more.
+  // Newer versions of transformers say only there which pieces are special.
+  if (fs::exists(model)) {
+    const MappedFile file(model);
+    if (!is_tiktoken(file.bytes())) {
+      if (settings.added.empty() && fs::exists(json))
+        settings.added = parse_added_tokens(MappedFile(json).bytes(), json);
+      return load_sentencepiece(file.bytes(), settings, model);
     }
-    fail("no tokenizer in '{}': expected tokenizer.model (SentencePiece)", model_directory);
+    if (!fs::exists(json))
+      return make_bpe_tokenizer(parse_tiktoken(file.bytes(), settings.added, model), settings, model);
   }
-  return load_sentencepiece(sentencepiece.string(), read_token_ids(directory / "config.json"));
+  if (!fs::exists(json)) {
+    fail(
+        "no tokenizer in '{}': expected tokenizer.model (SentencePiece or tiktoken) or tokenizer.json (byte-level BPE)",
+        model_directory);
+  }
+  return make_bpe_tokenizer(parse_tokenizer_json(MappedFile(json).bytes(), json), settings, json);
 }
 
 }  // namespace uniattn

@@ -5,9 +5,11 @@ import random
 from pathlib import Path
 
 import sentencepiece
+import torch
 import yaml
 
 from support.stories import write_ids
+from transformers import AutoModelForCausalLM
 
 VOCAB = 320
 
@@ -66,3 +68,14 @@ def snapshot_bytes(run, step):
     files = sorted((run / "checkpoints" / f"step-{step}").glob("*.safetensors"))
     assert files, f"no snapshot of step {step} in {run}"
     return {file.name: file.read_bytes() for file in files}
+
+
+def read_ids(file):
+    return [[int(i) for i in line.split()] for line in file.read_text().splitlines()]
+
+
+def transformers_loss(path, documents):
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, dtype=torch.float32)
+    with torch.no_grad():
+        sums = [model(torch.tensor([d]), labels=torch.tensor([d])).loss.item() * (len(d) - 1) for d in documents]
+    return sum(sums) / sum(len(d) - 1 for d in documents)

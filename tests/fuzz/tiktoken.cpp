@@ -1,0 +1,4 @@
+#include "fuzz.h"
+#include "round_trip.h"
+
+UNIATTN_FUZZ([](std::string_view bytes) { uniattn::round_trip(uniattn::parse_tiktoken(bytes, {}, "fuzz")); })
