@@ -87,9 +87,8 @@ build() {
 
 # Downloads of apt and pip go side by side, as soon as Python can make an environment.
 install_packages() {
-  local python_packages=(python3-venv)
-  [ -n "$(find_python)" ] || python_packages=(python3.11 python3.11-venv python3.11-dev)
-  install_system_packages "${python_packages[@]}"
+  install_system_packages python3-venv
+  [ -n "$(find_python)" ] || install_system_packages python3.11 python3.11-venv python3.11-dev
   install_system_packages "${apt_packages[@]}" &
   local system=$!
   install_python_packages

@@ -12,6 +12,7 @@ namespace uniattn {
 namespace {
 
 constexpr int kSweeps = 4;
+constexpr double kRidge = 1e-3;  // of the search for a head map, where no ridge has been chosen
 
 // A state of the fit and its squared error on the held-out rows.
 struct Candidate {
@@ -31,11 +32,11 @@ class Fitter {
     Candidate best{{.branch = problem_.start, .factors = {}}, 0};
     best.held_out_error = gather(problem_.start, false, false).second.yy;
     if (!std::isfinite(best.held_out_error)) fail("activations are not finite");
-    if (fit_.head_map) improve_map(best, std::nullopt);
     consider(solved(problem_.start, problem_.ridge), best);
+    if (fit_.head_map) improve_map(best);
     if (!fit_.value) return best.fit;
     sweep(best);
-    if (fit_.head_map && improve_map(best, best.fit.ridge)) sweep(best);
+    if (fit_.head_map && improve_map(best)) sweep(best);
     return best.fit;
   }
 
@@ -45,15 +46,19 @@ class Fitter {
   }
 
   // Fits the maps that a search from `best` brings up; true when one of them is better.
-  bool improve_map(Candidate& best, std::optional<double> ridge) {
-    const Branch from = best.fit.branch;
+  bool improve_map(Candidate& best) {
+    const BranchFit from = best.fit;
+    const bool chosen = from.ridge > 0;
+    const Refit refit{fit_.output, fit_.compensation, chosen ? from.ridge : kRidge};
     for (const std::vector<int64_t>& map :
-         search_head_maps(problem_.config, from, {fit_.output, fit_.compensation}, problem_.rows, group_)) {
-      Branch branch = from;
+         search_head_maps(problem_.config, from.branch, refit, problem_.rows, group_)) {
+      Branch branch = from.branch;
       branch.head_map = map;
-      consider(solved(branch, ridge ? ridge : problem_.ridge), best);
+      Candidate candidate = solved(branch, chosen ? std::optional(from.ridge) : problem_.ridge);
+      candidate.fit.sweeps = from.sweeps;
+      consider(std::move(candidate), best);
     }
-    return best.fit.branch.head_map != from.head_map;
+    return best.fit.branch.head_map != from.branch.head_map;
   }
 
   // W_v and [W_o, W_c] in turns from `best` on.

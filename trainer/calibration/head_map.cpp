@@ -11,7 +11,6 @@
 namespace uniattn {
 namespace {
 
-constexpr double kRidge = 1e-3;  // candidates are compared under one ridge
 constexpr int kSweeps = 4;
 
 using Map = std::vector<int64_t>;
@@ -89,7 +88,7 @@ class HeadMapSearch {
     return project(fitted, held_out, blocks, outside);
   }
 
-  static GroupSums project(const Gram& fitted, const Gram& held, const std::vector<int64_t>& blocks, int64_t outside) {
+  GroupSums project(const Gram& fitted, const Gram& held, const std::vector<int64_t>& blocks, int64_t outside) const {
     const int64_t candidates = fitted.ff.size(0) - outside;
     auto zz = [&](const Gram& gram) { return gram.ff.narrow(0, outside, candidates).narrow(1, outside, candidates); };
     auto zy = [&](const Gram& gram) { return gram.fy.narrow(0, outside, candidates); };
@@ -98,8 +97,8 @@ class HeadMapSearch {
     auto oo = [&](const Gram& gram) { return gram.ff.narrow(0, 0, outside).narrow(1, 0, outside); };
     auto oz = [&](const Gram& gram) { return gram.ff.narrow(0, 0, outside).narrow(1, outside, candidates); };
     auto oy = [&](const Gram& gram) { return gram.fy.narrow(0, 0, outside); };
-    const at::Tensor b =
-        solve_regularised(oo(fitted), at::cat({oz(fitted), oy(fitted)}, 1), ridge_diagonal(oo(fitted), blocks), kRidge);
+    const at::Tensor b = solve_regularised(oo(fitted), at::cat({oz(fitted), oy(fitted)}, 1),
+                                           ridge_diagonal(oo(fitted), blocks), refit_.ridge);
     if (!b.defined()) fail("activations are not finite");
     const at::Tensor bz = b.narrow(1, 0, candidates), by = b.narrow(1, candidates, b.size(1) - candidates);
     sums.zz = sums.zz - at::mm(oz(fitted).t(), bz);
@@ -120,7 +119,7 @@ class HeadMapSearch {
     at::Tensor w;
     if (refit_.output) {
       const at::Tensor unit = at::full({index.size(0)}, sums.ridge_unit > 0 ? sums.ridge_unit : 1.0, at::kDouble);
-      w = solve_regularised(pick(sums.zz), sums.zy.index_select(0, index), unit, kRidge);
+      w = solve_regularised(pick(sums.zz), sums.zy.index_select(0, index), unit, refit_.ridge);
       if (!w.defined()) return std::numeric_limits<double>::infinity();
     } else {
       w = branch_.o.narrow(1, g * index.size(0), index.size(0)).t().to(at::kCPU, at::kDouble);

@@ -9,6 +9,7 @@ namespace uniattn {
 // What is refitted before a map is judged: W_o, W_c, or both.
 struct Refit {
   bool output = true, compensation = true;
+  double ridge = 1e-3;  // as in solve_ridge
 };
 
 // Maps worth a fit on all rows, without the one in `branch`: coordinate descent from branch.head_map, and from the best

@@ -9,7 +9,7 @@
 namespace uniattn {
 namespace {
 
-const std::vector<double> kRidges = {1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0};
+const std::vector<double> kRidges = {1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0};
 
 // All ridges from one eigendecomposition of the scaled Gram matrix S = D^-1/2 FF D^-1/2 = U diag(e) U^T: in the basis U
 // every solution is diag(1 / (e + ridge)) B with the same B.

@@ -16,7 +16,7 @@ struct RidgeSolution {
 
 // Minimises ||Y - F W||^2 + sum over blocks of ridge * mean(diag F_b^T F_b) * ||W_b||^2. `blocks` are the sizes of
 // consecutive groups of features, so that groups of different scale are shrunk alike. An empty `ridge` takes the value
-// of 1e-6, 1e-5, .., 10 with the least error on `held_out`; one eigendecomposition serves them all. Throws Error when
+// of 1e-8, 1e-7, .., 10 with the least error on `held_out`; one eigendecomposition serves them all. Throws Error when
 // the sums are not finite, or a given ridge leaves the problem singular.
 RidgeSolution solve_ridge(const Gram& fitted, const Gram& held_out, const std::vector<int64_t>& blocks,
                           std::optional<double> ridge);

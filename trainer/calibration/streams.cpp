@@ -52,7 +52,8 @@ void Streams::add(const TokenShards& data, int64_t begin, int64_t end, Split spl
     chunk.held_out = split.held_out;
     chunk.ranking = split.ranking;
     chunk.sequences = make_sequences(config_, chunk.batch.positions, chunk.batch.cu_seqlens);
-    chunk.base = chunk.unified = keep(embed(config_, embedding, chunk.batch.tokens));
+    const at::Tensor rows = embedding.index_select(0, chunk.batch.tokens.cpu()).to(device_, at::kFloat);
+    chunk.base = chunk.unified = keep(embed(config_, rows, at::arange(rows.size(0), chunk.batch.tokens.options())));
     chunks_.push_back(std::move(chunk));
     waiting.clear();
     tokens = 0;

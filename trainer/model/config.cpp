@@ -5,6 +5,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <utility>
 
 #include "support/error.h"
 
@@ -18,15 +19,33 @@ const json* find(const json& object, const char* key) {
   return it == object.end() || it->is_null() ? nullptr : &*it;
 }
 
+// The library converts numbers silently: fractions are cut and numbers out of range are anything.
+template <class T>
+T read(const json& value, const char* key) {
+  try {
+    if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>) {
+      const bool fits = value.is_number_unsigned()
+                            ? std::in_range<T>(value.get<uint64_t>())
+                            : value.is_number_integer() && std::in_range<T>(value.get<int64_t>());
+      if (!fits) fail("config.json: `{}` is {}, expected an integer", key, value.dump());
+    }
+    return value.get<T>();
+  } catch (const json::exception&) {
+    fail("config.json: `{}` is {}, which is not of the expected type", key, value.dump());
+  }
+}
+
+template <class T>
+std::vector<T> read_list(const json& list, const char* key) {
+  std::vector<T> values;
+  for (const json& value : list) values.push_back(read<T>(value, key));
+  return values;
+}
+
 template <class T>
 T get_or(const json& object, const char* key, T fallback) {
   const json* value = find(object, key);
-  if (!value) return fallback;
-  try {
-    return value->get<T>();
-  } catch (const json::exception&) {
-    fail("config.json: `{}` is {}, which is not of the expected type", key, value->dump());
-  }
+  return value ? read<T>(*value, key) : fallback;
 }
 
 int64_t positive(const json& object, const char* key) {
@@ -117,7 +136,8 @@ Activation read_activation(const json& config) {
 std::vector<int32_t> read_eos(const json& config) {
   const json* eos = find(config, "eos_token_id");
   if (!eos) return {};
-  return eos->is_array() ? eos->get<std::vector<int32_t>>() : std::vector<int32_t>{eos->get<int32_t>()};
+  return eos->is_array() ? read_list<int32_t>(*eos, "eos_token_id")
+                         : std::vector<int32_t>{read<int32_t>(*eos, "eos_token_id")};
 }
 
 json describe_layer(const LayerPlan& layer) {
@@ -139,14 +159,16 @@ void refuse_unknown_keys(const json& object, const std::set<std::string>& known,
 LayerPlan parse_layer(const json& entry, const std::string& where) {
   refuse_unknown_keys(entry, {"mode", "leader", "compensation_rank", "head_map", "num_kv_heads", "mask"}, where);
   LayerPlan layer{.mode = parse_mode(entry.at("mode")),
-                  .leader = entry.value("leader", int64_t{-1}),
+                  .leader = get_or<int64_t>(entry, "leader", -1),
                   .compensation = {},
-                  .head_map = entry.value("head_map", std::vector<int64_t>{}),
-                  .num_kv_heads = entry.value("num_kv_heads", int64_t{0}),
+                  .head_map = {},
+                  .num_kv_heads = get_or<int64_t>(entry, "num_kv_heads", 0),
                   .leader_mask = entry.contains("mask")};
   if (const auto rank = entry.find("compensation_rank"); rank != entry.end())
-    layer.compensation = rank->is_null() ? Compensation{Compensation::Kind::full, 0}
-                                         : Compensation{Compensation::Kind::low_rank, rank->get<int64_t>()};
+    layer.compensation = rank->is_null()
+                             ? Compensation{Compensation::Kind::full, 0}
+                             : Compensation{Compensation::Kind::low_rank, read<int64_t>(*rank, "compensation_rank")};
+  if (const json* map = find(entry, "head_map")) layer.head_map = read_list<int64_t>(*map, "head_map");
   if (layer.leader_mask && entry["mask"] != "leader")
     fail("config.json: {}.mask is {}; version 1 knows `leader` alone", where, entry["mask"].dump());
   return layer;
