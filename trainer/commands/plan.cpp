@@ -1,6 +1,4 @@
 // plan: searches a sharing plan under a budget and writes it.
-#include <algorithm>
-
 #include "commands/commands.h"
 #include "commands/options.h"
 #include "commands/pipeline.h"

@@ -23,12 +23,14 @@ void require_known(const std::string& key, const std::string& value, Names known
   }
 }
 
-// Every item of a list.
+// Every item of a list is known, and none is repeated.
 void require_known_once(const std::string& list, const std::vector<std::string>& values, Names known) {
   for (size_t i = 0; i < values.size(); ++i) {
     const std::string key = fmt::format("{}.{}", list, i);
     require_known(key, values[i], known);
-    if (std::ranges::count(values, values[i]) > 1) invalid(key, "'{}' is listed twice; remove one of them", values[i]);
+    const auto own_place = values.begin() + static_cast<ptrdiff_t>(i);
+    if (std::find(values.begin(), own_place, values[i]) != own_place)
+      invalid(key, "'{}' is listed twice; remove one of them", values[i]);
   }
 }
 
