@@ -21,6 +21,7 @@ int main(int argc, char** argv) {
   uniattn::add_generate(program);
   uniattn::add_tokenize(program);
   uniattn::add_inspect(program);
+  uniattn::add_plan(program);
   try {
     program.parse(argc, argv);
     return 0;

@@ -85,6 +85,13 @@ struct Generator {
       if (coin()) made.calibration->ridge = number();
       made.calibration->fit = choose<std::vector<std::string>>({{"output"}, {"compensation", "output"}});
     }
+    if (made.calibration && coin()) {
+      made.search.emplace();
+      made.search->budget = coin() ? SearchBudget{.followers = integer(1, 99)} : SearchBudget{.kv_bytes = share()};
+      made.search->modes = choose<std::vector<std::string>>({{"skip"}, {"share_kv", "share_probs"}});
+      made.search->max_group = integer(2, 99);
+      made.search->compensation = compensation();
+    }
     made.data = {.train = sources(), .max_length = integer(2, 1 << 20), .pack = coin(), .over_long = "split"};
     for (int64_t i = integer(0, 3); i > 0; --i) {
       StageConfig stage{.name = text() + std::to_string(i), .learning_rate = number()};
@@ -128,6 +135,7 @@ TEST_CASE("a written configuration has every key", "[config]") {
   Config config;
   config.plan.emplace().layers.resize(1);
   config.calibration.emplace().data.resize(1);
+  config.search.emplace();
   config.data.train.resize(1);
   config.stages.resize(1);
   const std::string yaml = to_yaml(config);
@@ -139,8 +147,9 @@ TEST_CASE("keys are named with their path", "[config]") {
   const std::vector<std::string> list = config_keys();
   const std::set<std::string> keys(list.begin(), list.end());
   CHECK(keys.size() == list.size());
-  for (const char* key : {"run.name", "plan.layers[].head_map", "calibration.ridge", "calibration.data[].path",
-                          "stages[].epochs", "plan.compensation", "calibration.fit", "export.max_shard_gb"}) {
+  for (const char* key :
+       {"run.name", "plan.layers[].head_map", "calibration.ridge", "calibration.data[].path", "stages[].epochs",
+        "plan.compensation", "calibration.fit", "search.budget.kv_bytes", "export.max_shard_gb"}) {
     CHECK(keys.contains(key));
   }
 }

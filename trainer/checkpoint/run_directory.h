@@ -15,6 +15,7 @@ struct RunDirectory {
   std::string log() const { return path + "/log.txt"; }
   std::string data() const { return path + "/data"; }
   std::string calibration() const { return path + "/calibration"; }
+  std::string plan() const { return path + "/plan"; }
   std::string checkpoints() const { return path + "/checkpoints"; }
   std::string exported() const { return path + "/export"; }
 };

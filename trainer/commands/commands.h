@@ -13,5 +13,6 @@ void add_eval(CLI::App& program);
 void add_generate(CLI::App& program);
 void add_tokenize(CLI::App& program);
 void add_inspect(CLI::App& program);
+void add_plan(CLI::App& program);
 
 }  // namespace uniattn

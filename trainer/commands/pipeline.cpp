@@ -63,7 +63,14 @@ Decoder load_decoder(const ModelDirectory& model, at::ScalarType dtype, at::Devi
 }
 
 Session open_session(const std::string& config_path, const std::vector<std::string>& overrides) {
-  Session session{.config = load_config(config_path, overrides), .model = {}, .plan = {}, .tokenizer = {}};
+  Config config = load_config(config_path, overrides);
+  if (config.calibration && !config.plan)
+    fail_usage("`{}` has no plan to calibrate: search one by `uniattn plan` and name it in `plan.file`", config_path);
+  return open_session(std::move(config));
+}
+
+Session open_session(Config config) {
+  Session session{.config = std::move(config), .model = {}, .plan = {}, .tokenizer = {}};
   session.config.validate();
   session.model = open_model_directory(session.config.model.path);
   session.plan = plan_of_run(session.config, session.model);
@@ -94,19 +101,22 @@ PreparedData prepare_data(const Session& session, const RunDirectory& run) {
   return data;
 }
 
+CalibrationOptions calibration_options(const CalibrationConfig& asked) {
+  return {.fit = {.head_map = fits(asked, "head_map"),
+                  .value = fits(asked, "value"),
+                  .output = fits(asked, "output"),
+                  .compensation = fits(asked, "compensation")},
+          .ridge = asked.ridge,
+          .held_out = asked.held_out};
+}
+
 Outcome calibrate_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group) {
   if (!session.config.calibration) return Outcome::finished;
   if (has_calibration(run)) {
     log::info(fmt::format("calibration is done: {}", run.calibration()));
     return Outcome::finished;
   }
-  const CalibrationConfig& asked = *session.config.calibration;
-  const CalibrationOptions options{.fit = {.head_map = fits(asked, "head_map"),
-                                           .value = fits(asked, "value"),
-                                           .output = fits(asked, "output"),
-                                           .compensation = fits(asked, "compensation")},
-                                   .ridge = asked.ridge,
-                                   .held_out = asked.held_out};
+  const CalibrationOptions options = calibration_options(*session.config.calibration);
   const auto tensors = open_model_tensors(session.model.path);
   const std::string progress = run.calibration() + "/progress";
   const std::optional<CalibrationResult> result =

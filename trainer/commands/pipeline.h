@@ -22,6 +22,7 @@ struct Session {
 };
 
 Session open_session(const std::string& config_path, const std::vector<std::string>& overrides);
+Session open_session(Config config);
 
 struct PreparedData {
   std::optional<TokenShards> calibration, train, eval;
@@ -29,6 +30,8 @@ struct PreparedData {
 
 // Tokenizes every data set that the configuration names; one process at a time, the others find it done.
 PreparedData prepare_data(const Session& session, const RunDirectory& run);
+
+CalibrationOptions calibration_options(const CalibrationConfig& asked);
 
 // The init calculation, unless it is done or not asked for. Stopped by a signal, it continues where it was.
 Outcome calibrate_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group);

@@ -106,6 +106,36 @@ struct CalibrationConfig {
   bool operator==(const CalibrationConfig&) const = default;
 };
 
+// How much a plan may cost; exactly one is given. Shares are of the base model's.
+struct SearchBudget {
+  int64_t followers = 0;       // exactly as many layers that are not full
+  double kv_bytes = 0;         // share of the KV cache's bytes per token
+  double attention_flops = 0;  // share of attention's work per decoded token after data.max_length tokens
+  double parameters = 0;       // share of the parameters
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("followers", followers), v("kv_bytes", kv_bytes), v("attention_flops", attention_flops),
+        v("parameters", parameters);
+  }
+  bool operator==(const SearchBudget&) const = default;
+};
+
+struct SearchConfig {
+  SearchBudget budget{};
+  std::vector<std::string> modes = {"share_probs"};
+  int64_t max_group = 4;  // layers of the longest superblock, its leader included
+  CompensationConfig compensation{.kind = "full", .rank = 0};
+  int64_t rescore = 4;  // plans of the least estimated loss that are calibrated and measured whole
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("budget", budget), v("modes", modes), v("max_group", max_group), v("compensation", compensation),
+        v("rescore", rescore);
+  }
+  bool operator==(const SearchConfig&) const = default;
+};
+
 struct DataConfig {
   std::vector<DataSource> train{};
   std::vector<DataSource> eval{};
@@ -190,6 +220,7 @@ struct Config {
   ModelSection model;
   std::optional<PlanConfig> plan;                // absent: plain fine-tuning
   std::optional<CalibrationConfig> calibration;  // absent: compensation starts at zero
+  std::optional<SearchConfig> search;            // for `uniattn plan` alone
   DataConfig data;
   std::vector<StageConfig> stages{};
   OptimizerConfig optimizer;
@@ -198,9 +229,9 @@ struct Config {
   ExportConfig exporting;
   template <class V>
   void visit(V& v) {
-    v("run", run), v("model", model), v("plan", plan), v("calibration", calibration), v("data", data),
-        v("stages", stages), v("optimizer", optimizer), v("checkpoint", checkpoint), v("parallel", parallel),
-        v("export", exporting);
+    v("run", run), v("model", model), v("plan", plan), v("calibration", calibration), v("search", search),
+        v("data", data), v("stages", stages), v("optimizer", optimizer), v("checkpoint", checkpoint),
+        v("parallel", parallel), v("export", exporting);
   }
   void validate() const;
   bool operator==(const Config&) const = default;

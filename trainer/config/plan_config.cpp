@@ -1,5 +1,7 @@
 #include "config/plan_config.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <set>
 
@@ -16,11 +18,6 @@ struct PlanFile {
     v("layers", layers);
   }
 };
-
-Compensation compensation_of(const CompensationConfig& config) {
-  if (config.kind == "low_rank") return {.kind = Compensation::Kind::low_rank, .rank = config.rank};
-  return {.kind = config.kind == "full" ? Compensation::Kind::full : Compensation::Kind::none};
-}
 
 SharingPlan from_layers(const std::vector<LayerPlanConfig>& layers, int64_t num_layers, const std::string& key) {
   SharingPlan plan = SharingPlan::all_full(num_layers);
@@ -62,7 +59,31 @@ SharingPlan from_file(const std::string& path, int64_t num_layers) {
   }
 }
 
+std::string layer_yaml(const LayerPlan& plan, int64_t index) {
+  std::string entry = fmt::format("layer: {}, mode: {}", index, to_string(plan.mode));
+  if (plan.leader >= 0) entry += fmt::format(", leader: {}", plan.leader);
+  if (plan.compensation.kind == Compensation::Kind::full) entry += ", compensation: full";
+  if (plan.compensation.kind == Compensation::Kind::low_rank)
+    entry += fmt::format(", compensation: {{rank: {}}}", plan.compensation.rank);
+  if (!plan.head_map.empty()) entry += fmt::format(", head_map: [{}]", fmt::join(plan.head_map, ", "));
+  if (plan.num_kv_heads > 0) entry += fmt::format(", num_kv_heads: {}", plan.num_kv_heads);
+  if (plan.leader_mask) entry += ", mask: leader";
+  return "  - {" + entry + "}\n";
+}
+
 }  // namespace
+
+Compensation compensation_of(const CompensationConfig& config) {
+  if (config.kind == "low_rank") return {.kind = Compensation::Kind::low_rank, .rank = config.rank};
+  return {.kind = config.kind == "full" ? Compensation::Kind::full : Compensation::Kind::none};
+}
+
+std::string plan_yaml(const SharingPlan& plan) {
+  std::string yaml = "layers:\n";
+  for (size_t i = 0; i < plan.layers.size(); ++i)
+    if (plan.layers[i] != LayerPlan{}) yaml += layer_yaml(plan.layers[i], static_cast<int64_t>(i));
+  return yaml;
+}
 
 SharingPlan build_plan(const PlanConfig& config, int64_t num_layers) {
   if (!config.file.empty()) return from_file(config.file, num_layers);

@@ -10,4 +10,9 @@ namespace uniattn {
 // SharingPlan::validate to check.
 SharingPlan build_plan(const PlanConfig& config, int64_t num_layers);
 
+Compensation compensation_of(const CompensationConfig& config);
+
+// What `plan.file` reads: the layers of a plan that are not as in the base, one per line.
+std::string plan_yaml(const SharingPlan& plan);
+
 }  // namespace uniattn

@@ -23,6 +23,17 @@ void require_known(const std::string& key, const std::string& value, Names known
   }
 }
 
+// Every item of a list is known, and none is repeated.
+void require_known_once(const std::string& list, const std::vector<std::string>& values, Names known) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    const std::string key = fmt::format("{}.{}", list, i);
+    require_known(key, values[i], known);
+    const auto own_place = values.begin() + static_cast<ptrdiff_t>(i);
+    if (std::find(values.begin(), own_place, values[i]) != own_place)
+      invalid(key, "'{}' is listed twice; remove one of them", values[i]);
+  }
+}
+
 template <class T>
 void require_at_least(const std::string& key, T value, T low) {
   if (value < low) invalid(key, "must be at least {}, found {}", low, value);
@@ -137,14 +148,30 @@ void CalibrationConfig::validate() const {
             "is 0, and ridge: auto chooses on held-out documents; hold some out, or give a ridge");
   }
   if (fit.empty()) invalid("calibration.fit", "is empty; expected some of head_map, value, output, compensation");
-  for (size_t i = 0; i < fit.size(); ++i) {
-    const std::string key = fmt::format("calibration.fit.{}", i);
-    require_known(key, fit[i], {"head_map", "value", "output", "compensation"});
-    if (std::find(fit.begin(), fit.begin() + static_cast<ptrdiff_t>(i), fit[i]) !=
-        fit.begin() + static_cast<ptrdiff_t>(i)) {
-      invalid(key, "'{}' is listed twice; remove one of them", fit[i]);
-    }
+  require_known_once("calibration.fit", fit, {"head_map", "value", "output", "compensation"});
+}
+
+void SearchBudget::validate() const {
+  require_at_least<int64_t>("search.budget.followers", followers, 0);
+  for (const auto& [key, share] :
+       {std::pair{"kv_bytes", kv_bytes}, {"attention_flops", attention_flops}, {"parameters", parameters}})
+    require_within(std::string("search.budget.") + key, share, 0, 1);
+  const int given = (followers > 0) + (kv_bytes > 0) + (attention_flops > 0) + (parameters > 0);
+  if (given != 1) {
+    invalid("search.budget", "expected exactly one of followers, kv_bytes, attention_flops and parameters, found {}",
+            given == 0 ? "none" : "several");
   }
+}
+
+void SearchConfig::validate() const {
+  budget.validate();
+  if (modes.empty()) invalid("search.modes", "is empty; expected some of share_probs, share_kv, linear, skip");
+  require_known_once("search.modes", modes, {"share_probs", "share_kv", "linear", "skip"});
+  require_at_least<int64_t>("search.max_group", max_group, 2);
+  validate_compensation("search.compensation", compensation);
+  if (compensation.kind == "none" && std::ranges::find(modes, "linear") != modes.end())
+    invalid("search.compensation", "is none, and it is all that a `linear` layer computes; set it, or drop the mode");
+  require_at_least<int64_t>("search.rescore", rescore, 1);
 }
 
 void DataConfig::validate() const {
@@ -196,6 +223,7 @@ void Config::validate() const {
   model.validate();
   if (plan) plan->validate();
   if (calibration) calibration->validate();
+  if (search) search->validate();
   data.validate();
   validate_stages(stages, plan);
   optimizer.validate();
@@ -203,8 +231,12 @@ void Config::validate() const {
   parallel.validate();
   exporting.validate();
 
-  if (calibration && !plan) invalid("calibration", "there is no plan to calibrate; add a plan, or remove this section");
-  if (calibration && calibration->fit == std::vector<std::string>{"compensation"} && !may_have_compensation(*plan)) {
+  if (calibration && !plan && !search)
+    invalid("calibration", "there is no plan to calibrate; add a plan, or remove this section");
+  if (search && !calibration)
+    invalid("search", "plans are compared on calibration data, and there is no `calibration` section; add one");
+  if (plan && calibration && calibration->fit == std::vector<std::string>{"compensation"} &&
+      !may_have_compensation(*plan)) {
     invalid("calibration.fit",
             "fits only the compensation, and the plan has none; set plan.compensation, or fit: [output]");
   }

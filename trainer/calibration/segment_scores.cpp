@@ -1,0 +1,268 @@
+#include "calibration/segment_scores.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "calibration/held_out_loss.h"
+#include "calibration/ridge.h"
+#include "model/decoder.h"
+#include "parallel/device.h"
+#include "support/error.h"
+#include "support/log.h"
+#include "support/signals.h"
+
+namespace uniattn {
+namespace {
+
+using Candidates = std::vector<const PlanCandidate*>;
+
+// Candidates of one first layer and mode: the longer ones begin with the shorter, so that one stream serves them all.
+struct Track {
+  Candidates candidates;            // ascending in length
+  SharingPlan plan;                 // the base model with the longest
+  std::vector<at::Tensor> streams;  // for each chunk
+  std::vector<Leaders> leaders;
+  int64_t end() const { return candidates.back()->end; }
+};
+
+// A candidate's held-out chunks on their way through the ordinary layers behind it.
+struct Tail {
+  const PlanCandidate* candidate;
+  std::vector<at::Tensor> streams;  // for each held-out chunk
+};
+
+class Scorer {
+ public:
+  Scorer(const ModelConfig& config, const TensorSource& tensors, const std::vector<Chunk>& chunks,
+         std::optional<double> ridge, ScoreLog& log, ProcessGroup& group)
+      : config_(config),
+        before_norm_(config),
+        tensors_(tensors),
+        chunks_(chunks),
+        ridge_(ridge),
+        log_(log),
+        group_(group),
+        base_plan_(SharingPlan::all_full(config.num_layers)),
+        device_(compute_device(group.local_rank())),
+        head_(config, tensors, device_) {
+    before_norm_.post_norms = false;
+  }
+
+  bool run(const std::vector<PlanCandidate>& candidates) {
+    const at::NoGradGuard no_grad;
+    std::map<int64_t, Candidates> unknown;  // by first layer
+    for (const PlanCandidate& candidate : candidates)
+      if (!log_.find(candidate.name())) unknown[candidate.begin].push_back(&candidate);
+    std::vector<at::Tensor> base;
+    for (const Chunk& chunk : chunks_) base.push_back(chunk.base);
+    int64_t layer = 0;
+    for (const auto& [begin, group] : unknown) {
+      for (; layer < begin; ++layer) base = advance_base(read(layer), layer, base);
+      if (!sweep(begin, group, base)) return false;
+    }
+    return true;
+  }
+
+ private:
+  Layer read(int64_t layer) const { return read_layer(tensors_, config_, LayerPlan{}, layer, at::kFloat, device_); }
+
+  std::vector<at::Tensor> advance_base(const Layer& layer, int64_t index,
+                                       const std::vector<at::Tensor>& streams) const {
+    std::vector<at::Tensor> next;
+    Leaders none;
+    for (size_t c = 0; c < chunks_.size(); ++c)
+      next.push_back(advance(config_, base_plan_, index, layer, streams[c], chunks_[c].sequences, none));
+    return next;
+  }
+
+  std::vector<Track> make_tracks(const Candidates& candidates, const std::vector<at::Tensor>& streams) const {
+    std::map<Mode, Track> tracks;
+    for (const PlanCandidate* candidate : candidates) tracks[candidate->mode].candidates.push_back(candidate);
+    std::vector<Track> result;
+    for (auto& [mode, track] : tracks) {
+      track.plan = compose_plan(config_.num_layers, {*track.candidates.back()}, {0});
+      track.streams = streams;
+      track.leaders.resize(chunks_.size());
+      result.push_back(std::move(track));
+    }
+    return result;
+  }
+
+  // What the layer's attention adds to the stream [T, D]; in post-norm families before that norm.
+  at::Tensor branch(const SharingPlan& plan, const Layer& layer, int64_t index, const at::Tensor& stream, size_t c,
+                    Leaders& leaders) const {
+    const at::Tensor x = norm(config_, stream, layer.input_norm);
+    const at::Tensor heads = attention_heads(config_, plan, index, layer, x, chunks_[c].sequences, leaders);
+    return attention_output(before_norm_, layer, heads, x);
+  }
+
+  at::Tensor through_norm(const Layer& layer, const at::Tensor& branch) const {
+    return config_.post_norms ? norm(config_, branch, layer.post_attention_norm) : branch;
+  }
+
+  // Scores the candidates that begin at layer `begin`, before which the base's streams are `base`.
+  bool sweep(int64_t begin, const Candidates& candidates, std::vector<at::Tensor> base) {
+    std::vector<Track> tracks = make_tracks(candidates, base);
+    std::vector<Tail> tails;
+    for (int64_t index = begin; index < config_.num_layers; ++index) {
+      if (group_.any(stop_requested())) return false;
+      const Layer layer = read(index);
+      for (Tail& tail : tails) advance_tail(layer, index, tail);
+      if (tracks.empty()) continue;
+      const std::vector<at::Tensor> base_rms = pass_base_attention(layer, index, base);
+      for (Track& track : tracks) {
+        if (track.plan.layers[index].mode == Mode::full)
+          advance_leader(layer, index, track);
+        else
+          advance_follower(layer, index, base, base_rms, track);
+        leave_track(index + 1, track, tails);
+      }
+      std::erase_if(tracks, [&](const Track& track) { return track.end() == index + 1; });
+      for (at::Tensor& stream : base) stream = add_mlp(config_, layer, stream);
+    }
+    for (const Tail& tail : tails) conclude(tail);
+    return true;
+  }
+
+  void advance_leader(const Layer& layer, int64_t index, Track& track) const {
+    for (size_t c = 0; c < chunks_.size(); ++c)
+      track.streams[c] =
+          advance(config_, track.plan, index, layer, track.streams[c], chunks_[c].sequences, track.leaders[c]);
+  }
+
+  // The layer without the weights that its mode drops.
+  Layer in_mode(const Layer& layer, const LayerPlan& plan, int64_t index) const {
+    Layer kept;
+    for (const LayerSlot& slot : layer_slots(config_, plan, index)) kept.*slot.member = layer.*slot.member;
+    return kept;
+  }
+
+  // Takes the base's streams to behind the layer's attention. Returns, in post-norm families, the root mean squares
+  // [T, 1] of what it added before that norm.
+  std::vector<at::Tensor> pass_base_attention(const Layer& layer, int64_t index, std::vector<at::Tensor>& base) const {
+    std::vector<at::Tensor> rms;
+    Leaders none;
+    for (size_t c = 0; c < base.size(); ++c) {
+      const at::Tensor added = branch(base_plan_, layer, index, base[c], c, none);
+      base[c] = base[c] + through_norm(layer, added);
+      if (config_.post_norms) rms.push_back(added.square().mean(1, true).sqrt().clamp_min(1e-12));
+    }
+    return rms;
+  }
+
+  // `base` are the base's streams after attention.
+  void advance_follower(const Layer& base_layer, int64_t index, const std::vector<at::Tensor>& base,
+                        const std::vector<at::Tensor>& base_rms, Track& track) {
+    const LayerPlan& plan = track.plan.layers[index];
+    const Layer layer = in_mode(base_layer, plan, index);
+    std::vector<at::Tensor> branches;  // without compensation
+    for (size_t c = 0; c < chunks_.size(); ++c)
+      branches.push_back(branch(track.plan, layer, index, track.streams[c], c, track.leaders[c]));
+    at::Tensor compensation;
+    if (plan.mode != Mode::skip) compensation = fit_compensation(layer, index, base, base_rms, branches, track);
+    for (size_t c = 0; c < chunks_.size(); ++c) {
+      if (compensation.defined())
+        branches[c] += uniattn::linear(norm(config_, track.streams[c], layer.input_norm), compensation);
+      track.streams[c] = add_mlp(config_, layer, track.streams[c] + through_norm(layer, branches[c]));
+    }
+  }
+
+  // W_c [D, D]. A post-norm divides each row by its root mean square, for which the base's is taken, and multiplies
+  // each column by its weight, which the fit has inside W_c.
+  at::Tensor fit_compensation(const Layer& layer, int64_t index, const std::vector<at::Tensor>& base,
+                              const std::vector<at::Tensor>& base_rms, const std::vector<at::Tensor>& branches,
+                              const Track& track) {
+    Gram fitted(config_.hidden_size, config_.hidden_size), held_out(config_.hidden_size, config_.hidden_size);
+    at::Tensor weight;
+    if (config_.post_norms)
+      weight = config_.unit_offset_norm ? layer.post_attention_norm + 1 : layer.post_attention_norm;
+    for (size_t c = 0; c < chunks_.size(); ++c) {
+      at::Tensor x = norm(config_, track.streams[c], layer.input_norm), added = branches[c];
+      if (config_.post_norms) {
+        x = x / base_rms[c];
+        added = added / base_rms[c] * weight;
+      }
+      (chunks_[c].held_out ? held_out : fitted).add(x, base[c] - track.streams[c] - added);
+    }
+    const at::Tensor w = solve(fitted, held_out, index);
+    return config_.post_norms ? at::where(weight.unsqueeze(1) == 0, 0, w / weight.unsqueeze(1)) : w;
+  }
+
+  at::Tensor solve(Gram& fitted, Gram& held_out, int64_t index) {
+    fitted.all_reduce(group_);
+    held_out.all_reduce(group_);
+    try {
+      return solve_ridge(fitted, held_out, {config_.hidden_size}, ridge_).w.t().to(device_, at::kFloat).contiguous();
+    } catch (const Error& error) {
+      fail("scoring a segment with layer {}: {}", index, error.what());
+    }
+  }
+
+  // The candidate that ends before layer `index`, if there is one, goes on by itself.
+  void leave_track(int64_t index, const Track& track, std::vector<Tail>& tails) const {
+    for (const PlanCandidate* candidate : track.candidates) {
+      if (candidate->end != index) continue;
+      Tail& tail = tails.emplace_back(Tail{candidate, {}});
+      for (size_t c = 0; c < chunks_.size(); ++c)
+        if (chunks_[c].held_out) tail.streams.push_back(track.streams[c]);
+    }
+  }
+
+  void advance_tail(const Layer& layer, int64_t index, Tail& tail) const {
+    auto stream = tail.streams.begin();
+    Leaders none;
+    for (const Chunk& chunk : chunks_) {
+      if (!chunk.held_out) continue;
+      *stream = advance(config_, base_plan_, index, layer, *stream, chunk.sequences, none);
+      ++stream;
+    }
+  }
+
+  void conclude(const Tail& tail) {
+    const double loss = head_.mean_loss(chunks_, tail.streams, group_);
+    if (!std::isfinite(loss)) fail("the held-out loss with segment {} is not finite", tail.candidate->name());
+    log_.add(tail.candidate->name(), loss);
+    log::info(fmt::format("segment {:<20} held-out loss {:.4f}", tail.candidate->name(), loss));
+  }
+
+  const ModelConfig& config_;
+  ModelConfig before_norm_;  // without the post-norms
+  const TensorSource& tensors_;
+  const std::vector<Chunk>& chunks_;
+  std::optional<double> ridge_;
+  ScoreLog& log_;
+  ProcessGroup& group_;
+  SharingPlan base_plan_;
+  at::Device device_;
+  LossHead head_;
+};
+
+}  // namespace
+
+ScoringWork scoring_work(int64_t num_layers, const std::vector<PlanCandidate>& candidates) {
+  ScoringWork work;
+  std::map<int64_t, std::map<Mode, int64_t>> ends;  // of the longest, by first layer
+  for (const PlanCandidate& candidate : candidates) {
+    work.held_out_layers += num_layers - candidate.end;
+    int64_t& end = ends[candidate.begin][candidate.mode];
+    end = std::max(end, candidate.end);
+  }
+  for (const auto& [begin, tracks] : ends) {
+    int64_t longest = 0;
+    for (const auto& [mode, end] : tracks) work.layers += end - begin, longest = std::max(longest, end);
+    work.layers += longest - begin;  // of the base beside them
+  }
+  if (!ends.empty()) work.layers += ends.rbegin()->first;  // of the base up to the last leader
+  return work;
+}
+
+bool score_segments(const ModelConfig& config, const TensorSource& tensors, const std::vector<Chunk>& chunks,
+                    const std::vector<PlanCandidate>& candidates, std::optional<double> ridge, ScoreLog& log,
+                    ProcessGroup& group) {
+  return Scorer(config, tensors, chunks, ridge, log, group).run(candidates);
+}
+
+}  // namespace uniattn
