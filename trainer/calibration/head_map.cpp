@@ -11,7 +11,7 @@
 namespace uniattn {
 namespace {
 
-constexpr int kSweeps = 4;
+constexpr int kDescents = 4;
 
 using Map = std::vector<int64_t>;
 
@@ -37,7 +37,7 @@ class HeadMapSearch {
 
   // Descends from `map`. With `matches`, also notes the best leader head of every head while the others stay.
   Map descend(Map map, Map* matches) {
-    for (int sweep = 0; sweep < kSweeps; ++sweep) {
+    for (int sweep = 0; sweep < kDescents; ++sweep) {
       const Map before = map;
       for (int64_t g = 0; g < kv_heads_; ++g) {
         const GroupSums sums = gather(map, g);

@@ -15,7 +15,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr const char* kWeights = "weights.safetensors";
+constexpr const char* kWeightsFile = "weights.safetensors";
 constexpr const char* kMoments = "moments.safetensors";
 constexpr const char* kManifest = "manifest.json";
 constexpr std::string_view kPrefix = "step-";
@@ -79,10 +79,10 @@ void write_snapshot(const std::string& directory, int64_t step, const Snapshot& 
   try {
     fs::remove_all(building);
     fs::create_directories(building);
-    write_safetensors(building / kWeights, snapshot.weights);
+    write_safetensors(building / kWeightsFile, snapshot.weights);
     write_safetensors(building / kMoments, snapshot.moments);
     json manifest{{"version", 1}, {"state", snapshot.state}, {"files", json::object()}};
-    for (const char* name : {kWeights, kMoments}) manifest["files"][name] = describe_file(building / name);
+    for (const char* name : {kWeightsFile, kMoments}) manifest["files"][name] = describe_file(building / name);
     write_file_atomically(building / kManifest, manifest.dump(2) + "\n");
     fs::remove_all(final_path);
     fs::rename(building, final_path);
@@ -101,12 +101,12 @@ std::optional<std::string> newest_snapshot(const std::string& directory) {
 
 Snapshot read_snapshot(const std::string& path) {
   json state = read_manifest(path);
-  return {std::move(state), load_all(fs::path(path) / kWeights), load_all(fs::path(path) / kMoments)};
+  return {std::move(state), load_all(fs::path(path) / kWeightsFile), load_all(fs::path(path) / kMoments)};
 }
 
 std::shared_ptr<const TensorSource> snapshot_weights(const std::string& path) {
   read_manifest(path);
-  return std::make_shared<SafetensorsFile>((fs::path(path) / kWeights).string());
+  return std::make_shared<SafetensorsFile>((fs::path(path) / kWeightsFile).string());
 }
 
 }  // namespace uniattn

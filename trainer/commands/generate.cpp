@@ -55,7 +55,7 @@ void run_generate(const GenerateArguments& arguments) {
   const Decoder model = load_decoder(
       directory, parse_dtype(arguments.dtype.empty() ? directory.config.dtype : arguments.dtype), compute_device(0));
   const Generation result = generate(model, prompt, arguments.options);
-  nlohmann::ordered_json json{
+  nlohmann::ordered_json report{
       {"ids", result.tokens},
       {"prompt_tokens", prompt.size()},
       {"prefill_tokens_per_s", rate(static_cast<int64_t>(prompt.size()), result.prefill_seconds)},
@@ -64,9 +64,9 @@ void run_generate(const GenerateArguments& arguments) {
   std::string text = fmt::format("{}", fmt::join(result.tokens, " "));
   if (has_text) {
     text = tokenizer->decode({result.tokens.begin(), result.tokens.end()});
-    json["text"] = text;
+    report["text"] = text;
   }
-  print_result(arguments.json, json, text);
+  print_result(arguments.json, report, text);
 }
 
 }  // namespace
