@@ -11,7 +11,6 @@ if(UNIATTN_CUDA)
     target_sources(uniattn_ops PRIVATE ${cuda_sources})
     # PyTorch's CUDA headers include those of the toolkit.
     target_include_directories(uniattn_ops SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
-    target_compile_definitions(uniattn_ops PUBLIC UNIATTN_WITH_CUDA)
     target_link_libraries(uniattn_ops PUBLIC "${TORCH_DIR}/lib/libtorch_cuda.so" "${TORCH_DIR}/lib/libc10_cuda.so")
     # Machines without the toolkit have the runtime that came with PyTorch.
     set_property(TARGET uniattn_ops APPEND PROPERTY BUILD_RPATH "${TORCH_DIR}/lib;${TORCH_DIR}/../nvidia/cu13/lib")

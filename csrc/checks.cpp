@@ -71,6 +71,29 @@ void check_head_map(const std::optional<Tensor>& head_map, const Tensor& q) {
                     q.device());
 }
 
+void check_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+                     const AttentionOptions& options) {
+  check_query_key(q, k, cu_seqlens, options);
+  check_like(v, "v", k, "k");
+}
+
+void check_attend(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens,
+                  const std::optional<Tensor>& head_map, const AttentionOptions& options) {
+  check_query_key(q, k, cu_seqlens, options);
+  check_row_statistic(lse, "lse", q);
+  check_like(v, "v", k, "k");
+  check_head_map(head_map, q);
+}
+
+void check_attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& grad_out,
+                                 const Tensor& cu_seqlens, const std::optional<Tensor>& head_map,
+                                 const AttentionOptions& options) {
+  check_query_key(q, k, cu_seqlens, options);
+  check_row_statistic(lse, "lse", q);
+  check_like(grad_out, "grad_out", q, "q");
+  check_head_map(head_map, q);
+}
+
 void check_superblock(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& cu_seqlens,
                       at::TensorList grad_out, at::TensorList v, at::TensorList delta,
                       const c10::List<std::optional<Tensor>>& head_map, const AttentionOptions& options) {

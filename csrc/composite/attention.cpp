@@ -107,8 +107,7 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, c
                                              const Tensor& cu_seqlens, bool causal, int64_t window, double softcap,
                                              std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
-  check_query_key(q, k, cu_seqlens, options);
-  check_like(v, "v", k, "k");
+  check_attention(q, k, v, cu_seqlens, options);
   const Pattern pattern(q, k, options);
   Tensor out = at::empty(q.sizes(), q.options());
   Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(accumulation_type(q.scalar_type())));
@@ -126,10 +125,7 @@ Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const
                       const OptionalTensor& head_map, bool causal, int64_t window, double softcap,
                       std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
-  check_query_key(q, k, cu_seqlens, options);
-  check_row_statistic(lse, "lse", q);
-  check_like(v, "v", k, "k");
-  check_head_map(head_map, q);
+  check_attend(q, k, lse, v, cu_seqlens, head_map, options);
   check_head_map_values(head_map, q.size(1));
   const Pattern pattern(q, k, options);
   Tensor out = at::empty(q.sizes(), q.options());
@@ -143,10 +139,7 @@ Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse
                              const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
                              double softcap, std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
-  check_query_key(q, k, cu_seqlens, options);
-  check_row_statistic(lse, "lse", q);
-  check_like(grad_out, "grad_out", q, "q");
-  check_head_map(head_map, q);
+  check_attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, options);
   check_head_map_values(head_map, q.size(1));
   const Pattern pattern(q, k, options);
   Tensor dv = pattern.key_accumulator();

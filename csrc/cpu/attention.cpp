@@ -41,8 +41,7 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, c
                                              const Tensor& cu_seqlens, bool causal, int64_t window, double softcap,
                                              std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
-  check_query_key(q, k, cu_seqlens, options);
-  check_like(v, "v", k, "k");
+  check_attention(q, k, v, cu_seqlens, options);
   if (takes_widened(q)) {
     const auto [out, lse] = attention_forward(widen(q), widen(k), widen(v), cu_seqlens, causal, window, softcap,
                                               resolved_scale(options, q.size(2)));
@@ -57,10 +56,7 @@ Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const
                       const OptionalTensor& head_map, bool causal, int64_t window, double softcap,
                       std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
-  check_query_key(q, k, cu_seqlens, options);
-  check_row_statistic(lse, "lse", q);
-  check_like(v, "v", k, "k");
-  check_head_map(head_map, q);
+  check_attend(q, k, lse, v, cu_seqlens, head_map, options);
   if (takes_widened(q)) {
     return narrow_to(attend_forward(widen(q), widen(k), lse, widen(v), cu_seqlens, head_map, causal, window, softcap,
                                     resolved_scale(options, q.size(2))),
@@ -74,10 +70,7 @@ Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse
                              const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
                              double softcap, std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
-  check_query_key(q, k, cu_seqlens, options);
-  check_row_statistic(lse, "lse", q);
-  check_like(grad_out, "grad_out", q, "q");
-  check_head_map(head_map, q);
+  check_attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, options);
   if (takes_widened(q)) {
     return narrow_to(attend_backward_value(widen(q), widen(k), lse, widen(grad_out), cu_seqlens, head_map, causal,
                                            window, softcap, resolved_scale(options, q.size(2))),

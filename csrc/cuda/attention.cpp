@@ -49,8 +49,7 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, c
                                              std::optional<double> scale) {
   if (!takes(q)) return composite::attention_forward(q, k, v, cu_seqlens, causal, window, softcap, scale);
   const AttentionOptions options{causal, window, softcap, scale};
-  check_query_key(q, k, cu_seqlens, options);
-  check_like(v, "v", k, "k");
+  check_attention(q, k, v, cu_seqlens, options);
   check_sequences(cu_seqlens, q.size(0));
   const c10::cuda::CUDAGuard guard(q.device());
   const PatternTensors tensors(q, k, Tensor(), cu_seqlens, options);
@@ -67,10 +66,7 @@ Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const
                       std::optional<double> scale) {
   if (!takes(q)) return composite::attend_forward(q, k, lse, v, cu_seqlens, head_map, causal, window, softcap, scale);
   const AttentionOptions options{causal, window, softcap, scale};
-  check_query_key(q, k, cu_seqlens, options);
-  check_row_statistic(lse, "lse", q);
-  check_like(v, "v", k, "k");
-  check_head_map(head_map, q);
+  check_attend(q, k, lse, v, cu_seqlens, head_map, options);
   check_head_map_values(head_map, q.size(1));
   const c10::cuda::CUDAGuard guard(q.device());
   const PatternTensors tensors(q, k, lse, cu_seqlens, options);
@@ -88,10 +84,7 @@ Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse
     return composite::attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, causal, window, softcap, scale);
   }
   const AttentionOptions options{causal, window, softcap, scale};
-  check_query_key(q, k, cu_seqlens, options);
-  check_row_statistic(lse, "lse", q);
-  check_like(grad_out, "grad_out", q, "q");
-  check_head_map(head_map, q);
+  check_attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, options);
   const c10::cuda::CUDAGuard guard(q.device());
   const PatternTensors tensors(q, k, lse, cu_seqlens, options);
   const OptionalTensor map = contiguous(head_map);

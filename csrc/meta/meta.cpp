@@ -25,28 +25,21 @@ Tensor row_statistic(const Tensor& q) {
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
                                              const Tensor& cu_seqlens, bool causal, int64_t window, double softcap,
                                              std::optional<double> scale) {
-  check_query_key(q, k, cu_seqlens, {causal, window, softcap, scale});
-  check_like(v, "v", k, "k");
+  check_attention(q, k, v, cu_seqlens, {causal, window, softcap, scale});
   return {contiguous_like(q), row_statistic(q)};
 }
 
 Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens,
                       const OptionalTensor& head_map, bool causal, int64_t window, double softcap,
                       std::optional<double> scale) {
-  check_query_key(q, k, cu_seqlens, {causal, window, softcap, scale});
-  check_row_statistic(lse, "lse", q);
-  check_like(v, "v", k, "k");
-  check_head_map(head_map, q);
+  check_attend(q, k, lse, v, cu_seqlens, head_map, {causal, window, softcap, scale});
   return contiguous_like(q);
 }
 
 Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& grad_out,
                              const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
                              double softcap, std::optional<double> scale) {
-  check_query_key(q, k, cu_seqlens, {causal, window, softcap, scale});
-  check_row_statistic(lse, "lse", q);
-  check_like(grad_out, "grad_out", q, "q");
-  check_head_map(head_map, q);
+  check_attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, {causal, window, softcap, scale});
   return contiguous_like(k);
 }
 

@@ -56,11 +56,7 @@ def test_features_that_are_always_zero(run_uniattn, tmp_path, fit):
     assert compensation[:, :16].abs().max() <= 1e-6 * compensation.abs().max()
 
 
-
-
-@pytest.mark.parametrize(
-    "fit", FITS, ids=len
-)
+@pytest.mark.parametrize("fit", FITS, ids=len)
 def test_constant_features(run_uniattn, tmp_path, fit):
     """Documents that repeat one token: every row of X is the same."""
     project = edited(tmp_path, lambda weights: None)

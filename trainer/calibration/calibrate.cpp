@@ -6,6 +6,7 @@
 #include <chrono>
 #include <filesystem>
 
+#include "calibration/base_attention.h"
 #include "calibration/progress.h"
 #include "calibration/streams.h"
 #include "config/plan_config.h"
@@ -25,7 +26,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::minutes kSaveEvery{5};
 
 bool is_changed(const LayerPlan& plan) {
-  return plan.mode != Mode::full || plan.num_kv_heads > 0;
+  return plan != LayerPlan{};
 }
 
 int64_t last_changed(const SharingPlan& plan) {
@@ -34,13 +35,32 @@ int64_t last_changed(const SharingPlan& plan) {
   return last;
 }
 
+// Squared distance of the unified stream from the base's after attention, relative to the latter's squared norm: on
+// fitted and on held-out tokens.
+class StreamError {
+ public:
+  void add(const Chunk& chunk, const BaseAttention& base, const at::Tensor& unified) {
+    const at::Tensor row = sums_[chunk.held_out];
+    row[0] += (base.stream - unified).square().sum(at::kDouble).cpu();
+    row[1] += base.stream.square().sum(at::kDouble).cpu();
+  }
+
+  std::pair<double, double> relative(ProcessGroup& group) {
+    group.all_reduce_sum(sums_);
+    const at::Tensor relative = sums_.select(1, 0) / sums_.select(1, 1);
+    return {relative[0].item<double>(), relative[1].item<double>()};
+  }
+
+ private:
+  at::Tensor sums_ = at::zeros({2, 2}, at::kDouble);
+};
+
 class Calibration {
  public:
   Calibration(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan,
               const TokenShards& data, const CalibrationOptions& options, ProcessGroup& group,
               const std::string& directory)
       : config_(model.config),
-        before_norm_(model.config),
         base_plan_(SharingPlan::all_full(model.config.num_layers)),
         tensors_(tensors),
         options_(options),
@@ -49,7 +69,6 @@ class Calibration {
         directory_(directory),
         fingerprint_(fingerprint(model, plan, data)),
         streams_(config_, tensors, data, options.held_out, directory, group, device_) {
-    before_norm_.post_norms = false;
     result_.plan = plan;
   }
 
@@ -99,14 +118,7 @@ class Calibration {
     if (!is_changed(layer_plan())) return advance_together(base);
     advance_changed(base, layer_plan().num_kv_heads > 0
                               ? read_layer(tensors_, config_, layer_plan(), index, at::kFloat, device_)
-                              : without_dropped(base));
-  }
-
-  // The unified model's layer: the base's weights that the mode keeps, no compensation yet.
-  Layer without_dropped(const Layer& base) const {
-    Layer layer;
-    for (const LayerSlot& slot : layer_slots(config_, layer_plan(), layer_)) layer.*slot.member = base.*slot.member;
-    return layer;
+                              : kept_weights(config_, layer_plan(), index, base));
   }
 
   // A layer that is the same in both models.
@@ -117,7 +129,7 @@ class Calibration {
       const at::Tensor heads = attention_heads(config_, result_.plan, layer_, layer, x, chunk.sequences, chunk.leaders);
       keep_leader(chunk);
       const at::Tensor unified = chunk.unified + attention_output(config_, layer, heads, x);
-      if (!one_stream) chunk.base = streams_.keep(add_mlp(config_, layer, base_attention(layer, chunk).stream));
+      if (!one_stream) chunk.base = streams_.keep(add_mlp(config_, layer, base_attention_of(layer, chunk).stream));
       chunk.unified = streams_.keep(add_mlp(config_, layer, unified));
       if (one_stream) chunk.base = chunk.unified;
     }
@@ -133,19 +145,8 @@ class Calibration {
     if (state.k.defined()) state.k = streams_.keep(state.k), state.v = streams_.keep(state.v);
   }
 
-  // The base's stream after attention, and the root mean square [T, 1] of its branch before a post-norm.
-  struct BaseAttention {
-    at::Tensor stream, rms;
-  };
-
-  BaseAttention base_attention(const Layer& layer, const Chunk& chunk) const {
-    const at::Tensor x = norm(config_, chunk.base, layer.input_norm);
-    std::map<int64_t, LeaderState> none;
-    const at::Tensor heads = attention_heads(config_, base_plan_, layer_, layer, x, chunk.sequences, none);
-    const at::Tensor branch = attention_output(before_norm_, layer, heads, x);
-    if (!config_.post_norms) return {chunk.base + branch, {}};
-    return {chunk.base + norm(config_, branch, layer.post_attention_norm),
-            branch.square().mean(1, true).sqrt().clamp_min(1e-12)};
+  BaseAttention base_attention_of(const Layer& layer, const Chunk& chunk) const {
+    return base_attention(config_, base_plan_, layer_, layer, chunk.base, chunk.sequences);
   }
 
   // Rows of the changed layer that is under way; base_after_ holds the base's streams after its attention.
@@ -159,7 +160,7 @@ class Calibration {
     if (layer_plan().mode == Mode::share_probs) {
       rows.probs = &chunk.leaders.at(layer_plan().leader).probs.back();
     } else if (layer.o.defined()) {
-      std::map<int64_t, LeaderState> leaders = chunk.leaders;  // a follower takes from its leader: from a copy here
+      Leaders leaders = chunk.leaders;  // a follower takes from its leader: from a copy here
       rows.heads = attention_heads(config_, result_.plan, layer_, layer, rows.x, chunk.sequences, leaders).flatten(1);
     }
     return rows;
@@ -168,22 +169,26 @@ class Calibration {
   void advance_changed(const Layer& base, Layer layer) {
     const Clock::time_point start = Clock::now();
     for (const Chunk& chunk : streams_.chunks()) {
-      base_after_.push_back(base_attention(base, chunk));
+      base_after_.push_back(base_attention_of(base, chunk));
       base_after_.back().stream = streams_.keep(base_after_.back().stream);
     }
     LayerReport report{.layer = layer_, .leader = layer_plan().leader};
-    std::tie(report.before, report.held_out_before) = stream_error(layer);
+    StreamError before, after;
+    for (size_t i = 0; i < base_after_.size(); ++i)
+      before.add(streams_.chunks()[i], base_after_[i], unified_attention(layer, i));
     fit(layer, report);
-    std::tie(report.after, report.held_out_after) = stream_error(layer);
-    for (size_t i = 0; i < streams_.chunks().size(); ++i) {
+    for (size_t i = 0; i < base_after_.size(); ++i) {
       Chunk& chunk = streams_.chunks()[i];
       const at::Tensor unified = unified_attention(layer, i);
+      after.add(chunk, base_after_[i], unified);
       if (layer_plan().mode == Mode::full) lead(layer, chunk);
       chunk.unified = streams_.keep(add_mlp(config_, layer, unified));
       chunk.base = streams_.keep(add_mlp(config_, base, base_after_[i].stream));
       if (layer_plan().leader >= 0 && result_.plan.last_follower_of(layer_plan().leader) == layer_)
         chunk.leaders.erase(layer_plan().leader);
     }
+    std::tie(report.before, report.held_out_before) = before.relative(group_);
+    std::tie(report.after, report.held_out_after) = after.relative(group_);
     base_after_.clear();
     report.seconds = std::chrono::duration<double>(Clock::now() - start).count();
     announce(report);
@@ -201,21 +206,6 @@ class Calibration {
     const FitRows rows = rows_of(layer, i);
     const at::Tensor heads = branch_heads(rows, layer.v, layer_plan().head_map);
     return streams_.chunks()[i].unified + attention_output(config_, layer, heads, rows.x);
-  }
-
-  // Squared distance of the unified stream from the base's after attention, relative to the latter's squared norm: on
-  // fitted and on held-out tokens.
-  std::pair<double, double> stream_error(const Layer& layer) {
-    at::Tensor sums = at::zeros({2, 2}, at::kDouble);
-    for (size_t i = 0; i < base_after_.size(); ++i) {
-      const at::Tensor &stream = base_after_[i].stream, missing = stream - unified_attention(layer, i);
-      const at::Tensor row = sums[streams_.chunks()[i].held_out];
-      row[0] += missing.square().sum(at::kDouble).cpu();
-      row[1] += stream.square().sum(at::kDouble).cpu();
-    }
-    group_.all_reduce_sum(sums);
-    const at::Tensor relative = sums.select(1, 0) / sums.select(1, 1);
-    return {relative[0].item<double>(), relative[1].item<double>()};
   }
 
   FitTargets targets(const Layer& layer) const {
@@ -240,7 +230,8 @@ class Calibration {
     };
     LayerPlan& plan = result_.plan.layers[layer_];
     const FitTargets fitted = targets(layer);
-    const Branch start{.v = layer.v, .o = through_norm(layer, layer.o), .compensation = {}, .head_map = plan.head_map};
+    const Branch start{
+        .v = layer.v, .o = with_norm_weight(config_, layer, layer.o), .compensation = {}, .head_map = plan.head_map};
     BranchFit fit;
     try {
       fit = fit_branch({.config = config_,
@@ -258,11 +249,11 @@ class Calibration {
     report.value_sweeps = fit.sweeps;
     plan.head_map = fit.branch.head_map;
     layer.v = fit.branch.v;
-    if (fitted.output) layer.o = before_norm(layer, fit.branch.o);
+    if (fitted.output) layer.o = without_norm_weight(config_, layer, fit.branch.o);
     if (plan.compensation.kind == Compensation::Kind::full)
-      layer.compensation = before_norm(layer, fit.branch.compensation);
+      layer.compensation = without_norm_weight(config_, layer, fit.branch.compensation);
     if (fit.factors.up.defined()) {
-      layer.compensation_up = before_norm(layer, fit.factors.up.to(at::kFloat).to(device_));
+      layer.compensation_up = without_norm_weight(config_, layer, fit.factors.up.to(at::kFloat).to(device_));
       layer.compensation_down = fit.factors.down.to(at::kFloat).to(device_);
     }
     for (const LayerSlot& slot : layer_slots(config_, plan, layer_)) {
@@ -274,20 +265,6 @@ class Calibration {
     }
   }
 
-  // A post-norm scales each row by 1 / rms, for which the base's is taken, and each column by its weight. The fit is
-  // for W_o and W_c with that weight inside, [D, *]; here in, and out again.
-  at::Tensor through_norm(const Layer& layer, const at::Tensor& w) const {
-    return config_.post_norms && w.defined() ? w * norm_weight(layer).unsqueeze(1) : w;
-  }
-  at::Tensor before_norm(const Layer& layer, const at::Tensor& w) const {
-    if (!config_.post_norms || !w.defined()) return w;
-    const at::Tensor weight = norm_weight(layer).unsqueeze(1);
-    return at::where(weight == 0, 0, w / weight);
-  }
-  at::Tensor norm_weight(const Layer& layer) const {
-    return config_.unit_offset_norm ? layer.post_attention_norm + 1 : layer.post_attention_norm;
-  }
-
   static void announce(const LayerReport& r) {
     const std::string leader = r.leader < 0 ? "" : fmt::format(" follows {:>2}", r.leader);
     log::info(fmt::format("layer {:>2}{}: ridge {:.0e}, missing from the stream (held out) {:.4f} -> {:.4f}, {:.1f} s",
@@ -295,7 +272,6 @@ class Calibration {
   }
 
   const ModelConfig& config_;
-  ModelConfig before_norm_;  // without the post-norms
   SharingPlan base_plan_;
   const TensorSource& tensors_;
   const CalibrationOptions& options_;

@@ -133,9 +133,11 @@ class HeadMapSearch {
 
   // The best leader head for place `place` of a group's choice.
   int64_t best_for(const GroupSums& sums, int64_t g, Map choice, int64_t place) const {
-    int64_t best = choice[place];
+    const int64_t current = choice[place];
+    int64_t best = current;
     double least = error(sums, g, choice);
     for (int64_t leader = 0; leader < heads_; ++leader) {
+      if (leader == current) continue;
       choice[place] = leader;
       const double candidate = error(sums, g, choice);
       if (candidate < least) least = candidate, best = leader;

@@ -9,13 +9,6 @@
 
 namespace uniattn {
 
-at::Tensor advance(const ModelConfig& config, const SharingPlan& plan, int64_t index, const Layer& layer,
-                   const at::Tensor& stream, const Sequences& sequences, Leaders& leaders) {
-  const at::Tensor x = norm(config, stream, layer.input_norm);
-  const at::Tensor heads = attention_heads(config, plan, index, layer, x, sequences, leaders);
-  return add_mlp(config, layer, stream + attention_output(config, layer, heads, x));
-}
-
 LossHead::LossHead(const ModelConfig& config, const TensorSource& tensors, at::Device device)
     : config_(config),
       norm_(read_tensor(tensors, "model.norm.weight", {config.hidden_size}, at::kFloat, device)),

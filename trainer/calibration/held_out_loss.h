@@ -7,12 +7,6 @@
 
 namespace uniattn {
 
-using Leaders = std::map<int64_t, LeaderState>;
-
-// The residual stream after layer `index` of the plan, from that before it. [T, D]
-at::Tensor advance(const ModelConfig& config, const SharingPlan& plan, int64_t index, const Layer& layer,
-                   const at::Tensor& stream, const Sequences& sequences, Leaders& leaders);
-
 // Final norm, head and cross-entropy.
 class LossHead {
  public:

@@ -8,10 +8,6 @@
 namespace uniattn {
 namespace {
 
-bool needs_leader(Mode mode) {
-  return mode == Mode::share_probs || mode == Mode::share_kv;
-}
-
 void add_superblocks(const ModelConfig& config, Mode mode, int64_t begin, int64_t max_group, Compensation compensation,
                      std::vector<PlanCandidate>& candidates) {
   PlanCandidate block{.begin = begin, .end = begin, .mode = mode};
@@ -43,7 +39,7 @@ std::vector<PlanCandidate> plan_candidates(const ModelConfig& config, const std:
   std::vector<PlanCandidate> candidates;
   for (int64_t begin = 0; begin < config.num_layers; ++begin) {
     for (const Mode mode : modes) {
-      if (needs_leader(mode)) {
+      if (has_leader(mode)) {
         add_superblocks(config, mode, begin, max_group, compensation, candidates);
       } else {
         const LayerPlan alone{.mode = mode, .compensation = mode == Mode::skip ? Compensation{} : compensation};

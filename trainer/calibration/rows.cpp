@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "model/layer.h"
+
 namespace uniattn {
 
 at::Tensor scaled(const FitRows& rows, const at::Tensor& values) {
@@ -11,9 +13,8 @@ at::Tensor scaled(const FitRows& rows, const at::Tensor& values) {
 at::Tensor branch_heads(const FitRows& rows, const at::Tensor& v, const std::vector<int64_t>& head_map) {
   if (!rows.probs) return rows.heads;
   const at::Tensor& q = rows.probs->q;
-  std::optional<at::Tensor> map;
-  if (!head_map.empty()) map = at::tensor(head_map, at::kLong).to(q.device());
-  return attend(*rows.probs, uniattn::linear(rows.x, v).view({q.size(0), -1, q.size(2)}), map).flatten(1);
+  const at::Tensor values = uniattn::linear(rows.x, v).view({q.size(0), -1, q.size(2)});
+  return attend(*rows.probs, values, head_map_tensor(head_map, q.device())).flatten(1);
 }
 
 at::Tensor branch_output(const FitRows& rows, const Branch& branch) {

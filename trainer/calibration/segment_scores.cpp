@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "calibration/base_attention.h"
 #include "calibration/held_out_loss.h"
 #include "calibration/ridge.h"
 #include "model/decoder.h"
@@ -39,7 +40,6 @@ class Scorer {
   Scorer(const ModelConfig& config, const TensorSource& tensors, const std::vector<Chunk>& chunks,
          std::optional<double> ridge, ScoreLog& log, ProcessGroup& group)
       : config_(config),
-        before_norm_(config),
         tensors_(tensors),
         chunks_(chunks),
         ridge_(ridge),
@@ -47,9 +47,7 @@ class Scorer {
         group_(group),
         base_plan_(SharingPlan::all_full(config.num_layers)),
         device_(compute_device(group.local_rank())),
-        head_(config, tensors, device_) {
-    before_norm_.post_norms = false;
-  }
+        head_(config, tensors, device_) {}
 
   bool run(const std::vector<PlanCandidate>& candidates) {
     const at::NoGradGuard no_grad;
@@ -96,11 +94,7 @@ class Scorer {
                     Leaders& leaders) const {
     const at::Tensor x = norm(config_, stream, layer.input_norm);
     const at::Tensor heads = attention_heads(config_, plan, index, layer, x, chunks_[c].sequences, leaders);
-    return attention_output(before_norm_, layer, heads, x);
-  }
-
-  at::Tensor through_norm(const Layer& layer, const at::Tensor& branch) const {
-    return config_.post_norms ? norm(config_, branch, layer.post_attention_norm) : branch;
+    return attention_branch(layer, heads, x);
   }
 
   // Scores the candidates that begin at layer `begin`, before which the base's streams are `base`.
@@ -112,16 +106,16 @@ class Scorer {
       const Layer layer = read(index);
       for (Tail& tail : tails) advance_tail(layer, index, tail);
       if (tracks.empty()) continue;
-      const std::vector<at::Tensor> base_rms = pass_base_attention(layer, index, base);
+      const std::vector<BaseAttention> after = attention_of_base(layer, index, base);
       for (Track& track : tracks) {
         if (track.plan.layers[index].mode == Mode::full)
           advance_leader(layer, index, track);
         else
-          advance_follower(layer, index, base, base_rms, track);
+          advance_follower(layer, index, after, track);
         leave_track(index + 1, track, tails);
       }
       std::erase_if(tracks, [&](const Track& track) { return track.end() == index + 1; });
-      for (at::Tensor& stream : base) stream = add_mlp(config_, layer, stream);
+      for (size_t c = 0; c < base.size(); ++c) base[c] = add_mlp(config_, layer, after[c].stream);
     }
     for (const Tail& tail : tails) conclude(tail);
     return true;
@@ -133,62 +127,42 @@ class Scorer {
           advance(config_, track.plan, index, layer, track.streams[c], chunks_[c].sequences, track.leaders[c]);
   }
 
-  // The layer without the weights that its mode drops.
-  Layer in_mode(const Layer& layer, const LayerPlan& plan, int64_t index) const {
-    Layer kept;
-    for (const LayerSlot& slot : layer_slots(config_, plan, index)) kept.*slot.member = layer.*slot.member;
-    return kept;
+  std::vector<BaseAttention> attention_of_base(const Layer& layer, int64_t index,
+                                               const std::vector<at::Tensor>& base) const {
+    std::vector<BaseAttention> result;
+    for (size_t c = 0; c < base.size(); ++c)
+      result.push_back(base_attention(config_, base_plan_, index, layer, base[c], chunks_[c].sequences));
+    return result;
   }
 
-  // Takes the base's streams to behind the layer's attention. Returns, in post-norm families, the root mean squares
-  // [T, 1] of what it added before that norm.
-  std::vector<at::Tensor> pass_base_attention(const Layer& layer, int64_t index, std::vector<at::Tensor>& base) const {
-    std::vector<at::Tensor> rms;
-    Leaders none;
-    for (size_t c = 0; c < base.size(); ++c) {
-      const at::Tensor added = branch(base_plan_, layer, index, base[c], c, none);
-      base[c] = base[c] + through_norm(layer, added);
-      if (config_.post_norms) rms.push_back(added.square().mean(1, true).sqrt().clamp_min(1e-12));
-    }
-    return rms;
-  }
-
-  // `base` are the base's streams after attention.
-  void advance_follower(const Layer& base_layer, int64_t index, const std::vector<at::Tensor>& base,
-                        const std::vector<at::Tensor>& base_rms, Track& track) {
+  void advance_follower(const Layer& base_layer, int64_t index, const std::vector<BaseAttention>& base, Track& track) {
     const LayerPlan& plan = track.plan.layers[index];
-    const Layer layer = in_mode(base_layer, plan, index);
+    const Layer layer = kept_weights(config_, plan, index, base_layer);
     std::vector<at::Tensor> branches;  // without compensation
     for (size_t c = 0; c < chunks_.size(); ++c)
       branches.push_back(branch(track.plan, layer, index, track.streams[c], c, track.leaders[c]));
     at::Tensor compensation;
-    if (plan.mode != Mode::skip) compensation = fit_compensation(layer, index, base, base_rms, branches, track);
+    if (plan.mode != Mode::skip) compensation = fit_compensation(layer, index, base, branches, track);
     for (size_t c = 0; c < chunks_.size(); ++c) {
       if (compensation.defined())
         branches[c] += uniattn::linear(norm(config_, track.streams[c], layer.input_norm), compensation);
-      track.streams[c] = add_mlp(config_, layer, track.streams[c] + through_norm(layer, branches[c]));
+      track.streams[c] = add_mlp(config_, layer, track.streams[c] + post_attention(config_, layer, branches[c]));
     }
   }
 
-  // W_c [D, D]. A post-norm divides each row by its root mean square, for which the base's is taken, and multiplies
-  // each column by its weight, which the fit has inside W_c.
-  at::Tensor fit_compensation(const Layer& layer, int64_t index, const std::vector<at::Tensor>& base,
-                              const std::vector<at::Tensor>& base_rms, const std::vector<at::Tensor>& branches,
-                              const Track& track) {
+  // W_c [D, D].
+  at::Tensor fit_compensation(const Layer& layer, int64_t index, const std::vector<BaseAttention>& base,
+                              const std::vector<at::Tensor>& branches, const Track& track) {
     Gram fitted(config_.hidden_size, config_.hidden_size), held_out(config_.hidden_size, config_.hidden_size);
-    at::Tensor weight;
-    if (config_.post_norms)
-      weight = config_.unit_offset_norm ? layer.post_attention_norm + 1 : layer.post_attention_norm;
     for (size_t c = 0; c < chunks_.size(); ++c) {
       at::Tensor x = norm(config_, track.streams[c], layer.input_norm), added = branches[c];
       if (config_.post_norms) {
-        x = x / base_rms[c];
-        added = added / base_rms[c] * weight;
+        x = x / base[c].rms;
+        added = with_norm_weight(config_, layer, (added / base[c].rms).t()).t();
       }
-      (chunks_[c].held_out ? held_out : fitted).add(x, base[c] - track.streams[c] - added);
+      (chunks_[c].held_out ? held_out : fitted).add(x, base[c].stream - track.streams[c] - added);
     }
-    const at::Tensor w = solve(fitted, held_out, index);
-    return config_.post_norms ? at::where(weight.unsqueeze(1) == 0, 0, w / weight.unsqueeze(1)) : w;
+    return without_norm_weight(config_, layer, solve(fitted, held_out, index));
   }
 
   at::Tensor solve(Gram& fitted, Gram& held_out, int64_t index) {
@@ -229,7 +203,6 @@ class Scorer {
   }
 
   const ModelConfig& config_;
-  ModelConfig before_norm_;  // without the post-norms
   const TensorSource& tensors_;
   const std::vector<Chunk>& chunks_;
   std::optional<double> ridge_;

@@ -16,8 +16,8 @@ struct Chunk {
   Batch batch;
   Sequences sequences;
   bool held_out = false, ranking = false;
-  at::Tensor base, unified;                // [T, D] float32: the residual stream before the current layer
-  std::map<int64_t, LeaderState> leaders;  // of the unified stream
+  at::Tensor base, unified;  // [T, D] float32: the residual stream before the current layer
+  Leaders leaders;           // of the unified stream
 };
 
 class Streams {

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "calibration/ridge.h"
+#include "model/layer.h"
 
 namespace uniattn {
 namespace {
@@ -60,10 +61,9 @@ class ValueProblem {
   at::Tensor adjoint(const FitRows& rows, const at::Tensor& g) const {
     const at::Tensor gs = scaled(rows, g);
     const at::Tensor& q = rows.probs->q;
-    std::optional<at::Tensor> map;
-    if (!branch_.head_map.empty()) map = at::tensor(branch_.head_map, at::kLong).to(q.device());
+    const at::Tensor heads = at::mm(gs, branch_.o).view({q.size(0), -1, q.size(2)});
     const at::Tensor dv =
-        attend_backward_value(*rows.probs, at::mm(gs, branch_.o).view({q.size(0), -1, q.size(2)}), map).flatten(1);
+        attend_backward_value(*rows.probs, heads, head_map_tensor(branch_.head_map, q.device())).flatten(1);
     at::Tensor sum = at::mm(dv.t(), rows.x);
     if (compensation_) sum = at::cat({sum, at::mm(gs.t(), rows.x)});
     return sum.to(at::kCPU, at::kDouble);

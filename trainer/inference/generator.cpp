@@ -74,7 +74,7 @@ at::Tensor Generator::prefill(const std::vector<int64_t>& tokens) {
   const at::Tensor cu_seqlens = at::tensor({int32_t{0}, static_cast<int32_t>(count)}, at::kInt).to(device);
   const Sequences sequences = make_sequences(config, positions, cu_seqlens);
   at::Tensor stream = embed(config, model_.embedding, at::tensor(tokens, at::kLong).to(device));
-  std::map<int64_t, LeaderState> leaders;
+  Leaders leaders;
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const Layer& layer = model_.layers[i];
     const at::Tensor x = norm(config, stream, layer.input_norm);
@@ -108,7 +108,7 @@ at::Tensor Generator::attention_row(int64_t layer, const Projections& newest, st
   if (newest.q.defined()) {
     rows[layer] = probability_row(newest.q, cache.k.narrow(1, begin, count));
   } else {
-    const auto map = head_map_tensor(plan, rows[plan.leader].device());
+    const auto map = head_map_tensor(plan.head_map, rows[plan.leader].device());
     rows[layer] = map ? rows[plan.leader].index_select(0, *map) : rows[plan.leader];
   }
   const at::Tensor v = cache.v.narrow(1, begin, count);

@@ -15,7 +15,7 @@ at::Tensor with_model_kv_heads(const ModelConfig& config, const at::Tensor& x) {
 }
 
 at::Tensor lead(const ModelConfig& config, const SharingPlan& plan, int64_t index, const Projections& own,
-                const at::Tensor& cu_seqlens, std::map<int64_t, LeaderState>& leaders) {
+                const at::Tensor& cu_seqlens, Leaders& leaders) {
   const int64_t probs = count_followers(plan, index, Mode::share_probs);
   const at::Tensor k = probs > 0 ? with_model_kv_heads(config, own.k) : own.k;
   const at::Tensor v = probs > 0 ? with_model_kv_heads(config, own.v) : own.v;
@@ -34,7 +34,7 @@ at::Tensor follow(const ModelConfig& config, const SharingPlan& plan, int64_t in
   }
   const Probs probs = std::move(state.probs.back());
   state.probs.pop_back();
-  return attend(probs, own.v, head_map_tensor(plan.layers[index], own.v.device()));
+  return attend(probs, own.v, head_map_tensor(plan.layers[index].head_map, own.v.device()));
 }
 
 }  // namespace
@@ -48,8 +48,7 @@ Projections project(const ModelConfig& config, const Layer& layer, const at::Ten
 }
 
 at::Tensor attention_heads(const ModelConfig& config, const SharingPlan& plan, int64_t index,
-                           const Projections& projected, const at::Tensor& cu_seqlens,
-                           std::map<int64_t, LeaderState>& leaders) {
+                           const Projections& projected, const at::Tensor& cu_seqlens, Leaders& leaders) {
   const LayerPlan& layer = plan.layers[index];
   if (layer.mode == Mode::full) return lead(config, plan, index, projected, cu_seqlens, leaders);
   if (layer.leader < 0) return {};
@@ -59,8 +58,15 @@ at::Tensor attention_heads(const ModelConfig& config, const SharingPlan& plan, i
 }
 
 at::Tensor attention_heads(const ModelConfig& config, const SharingPlan& plan, int64_t index, const Layer& layer,
-                           const at::Tensor& x, const Sequences& sequences, std::map<int64_t, LeaderState>& leaders) {
+                           const at::Tensor& x, const Sequences& sequences, Leaders& leaders) {
   return attention_heads(config, plan, index, project(config, layer, x, sequences), sequences.cu_seqlens, leaders);
+}
+
+at::Tensor advance(const ModelConfig& config, const SharingPlan& plan, int64_t index, const Layer& layer,
+                   const at::Tensor& stream, const Sequences& sequences, Leaders& leaders) {
+  const at::Tensor x = norm(config, stream, layer.input_norm);
+  const at::Tensor heads = attention_heads(config, plan, index, layer, x, sequences, leaders);
+  return add_mlp(config, layer, stream + attention_output(config, layer, heads, x));
 }
 
 }  // namespace uniattn

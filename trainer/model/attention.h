@@ -21,14 +21,19 @@ struct LeaderState {
   at::Tensor k, v;           // [T, kv_heads, head_dim], where a share_kv follower needs them
 };
 
+using Leaders = std::map<int64_t, LeaderState>;
+
 // The heads' outputs [T, heads, head_dim] of layer `index` on its normed input x [T, D]; undefined for linear and skip.
 // A leader puts its state into `leaders`; a follower takes from it, the last one all that is left.
 at::Tensor attention_heads(const ModelConfig& config, const SharingPlan& plan, int64_t index, const Layer& layer,
-                           const at::Tensor& x, const Sequences& sequences, std::map<int64_t, LeaderState>& leaders);
+                           const at::Tensor& x, const Sequences& sequences, Leaders& leaders);
 
 // The same on what the layer has projected already.
 at::Tensor attention_heads(const ModelConfig& config, const SharingPlan& plan, int64_t index,
-                           const Projections& projected, const at::Tensor& cu_seqlens,
-                           std::map<int64_t, LeaderState>& leaders);
+                           const Projections& projected, const at::Tensor& cu_seqlens, Leaders& leaders);
+
+// The residual stream [T, D] behind layer `index`, from that before it.
+at::Tensor advance(const ModelConfig& config, const SharingPlan& plan, int64_t index, const Layer& layer,
+                   const at::Tensor& stream, const Sequences& sequences, Leaders& leaders);
 
 }  // namespace uniattn

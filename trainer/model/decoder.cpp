@@ -87,13 +87,9 @@ Decoder Decoder::read(const TensorSource& source, const ModelConfig& config, con
 at::Tensor Decoder::hidden(const Batch& batch) const {
   const Sequences sequences = make_sequences(config, batch.positions, batch.cu_seqlens);
   at::Tensor stream = embed(config, embedding, batch.tokens);
-  std::map<int64_t, LeaderState> leaders;
-  for (int64_t i = 0; i < config.num_layers; ++i) {
-    const Layer& layer = layers[i];
-    const at::Tensor x = norm(config, stream, layer.input_norm);
-    const at::Tensor heads = attention_heads(config, plan, i, layer, x, sequences, leaders);
-    stream = add_mlp(config, layer, stream + attention_output(config, layer, heads, x));
-  }
+  Leaders leaders;
+  for (int64_t i = 0; i < config.num_layers; ++i)
+    stream = advance(config, plan, i, layers[i], stream, sequences, leaders);
   return norm(config, stream, final_norm);
 }
 

@@ -108,9 +108,9 @@ AttentionOptions attention_options(const ModelConfig& config, int64_t layer) {
   return {.window = config.windows[layer], .softcap = config.attention_softcap, .scale = config.attention_scale};
 }
 
-std::optional<at::Tensor> head_map_tensor(const LayerPlan& plan, at::Device device) {
-  if (plan.head_map.empty()) return std::nullopt;
-  return at::tensor(plan.head_map, at::kLong).to(device);
+std::optional<at::Tensor> head_map_tensor(const std::vector<int64_t>& head_map, at::Device device) {
+  if (head_map.empty()) return std::nullopt;
+  return at::tensor(head_map, at::kLong).to(device);
 }
 
 at::Tensor norm(const ModelConfig& config, const at::Tensor& x, const at::Tensor& weight) {
@@ -126,10 +126,17 @@ at::Tensor value_heads(const ModelConfig& config, const at::Tensor& x, const at:
   return project_heads(config, x, projection);
 }
 
+at::Tensor attention_branch(const Layer& layer, const at::Tensor& heads, const at::Tensor& x) {
+  return heads.defined() ? compensated_heads(layer, heads, x) : compensation_alone(layer, x);
+}
+
+at::Tensor post_attention(const ModelConfig& config, const Layer& layer, const at::Tensor& branch) {
+  return config.post_norms ? norm(config, branch, layer.post_attention_norm) : branch;
+}
+
 at::Tensor attention_output(const ModelConfig& config, const Layer& layer, const at::Tensor& heads,
                             const at::Tensor& x) {
-  const at::Tensor out = heads.defined() ? compensated_heads(layer, heads, x) : compensation_alone(layer, x);
-  return config.post_norms ? norm(config, out, layer.post_attention_norm) : out;
+  return post_attention(config, layer, attention_branch(layer, heads, x));
 }
 
 at::Tensor add_mlp(const ModelConfig& config, const Layer& layer, const at::Tensor& residual) {

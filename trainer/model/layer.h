@@ -56,8 +56,8 @@ Sequences make_sequences(const ModelConfig& config, const at::Tensor& positions,
 
 AttentionOptions attention_options(const ModelConfig& config, int64_t layer);
 
-// The follower's head map as int64 [heads] on `device`; empty for the identity.
-std::optional<at::Tensor> head_map_tensor(const LayerPlan& plan, at::Device device);
+// A follower's head map as int64 [heads] on `device`; empty for the identity, as the map is then.
+std::optional<at::Tensor> head_map_tensor(const std::vector<int64_t>& head_map, at::Device device);
 
 // rms_norm with the family's convention for the weight.
 at::Tensor norm(const ModelConfig& config, const at::Tensor& x, const at::Tensor& weight);
@@ -68,10 +68,14 @@ at::Tensor rotated_heads(const ModelConfig& config, const at::Tensor& x, const a
 // Values, [T, kv_heads, head_dim].
 at::Tensor value_heads(const ModelConfig& config, const at::Tensor& x, const at::Tensor& projection);
 
-// W_o of the heads' outputs [T, heads, head_dim] plus the layer's compensation of its normed input x [T, D]; post-norm
-// included. Without heads (undefined: linear, skip) the compensation alone, or zero.
+// W_o of the heads' outputs [T, heads, head_dim] plus the layer's compensation of its normed input x [T, D]. Without
+// heads (undefined: linear, skip) the compensation alone, or zero.
+at::Tensor attention_branch(const Layer& layer, const at::Tensor& heads, const at::Tensor& x);
+
+// What the layer adds to the stream: the branch, in post-norm families through that norm.
 at::Tensor attention_output(const ModelConfig& config, const Layer& layer, const at::Tensor& heads,
                             const at::Tensor& x);
+at::Tensor post_attention(const ModelConfig& config, const Layer& layer, const at::Tensor& branch);
 
 // The residual stream after the MLP, from that after attention. [T, D]
 at::Tensor add_mlp(const ModelConfig& config, const Layer& layer, const at::Tensor& residual);

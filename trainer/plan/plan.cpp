@@ -15,10 +15,6 @@ constexpr std::array<std::pair<Mode, const char*>, 5> kModeNames = {{{Mode::full
                                                                      {Mode::linear, "linear"},
                                                                      {Mode::skip, "skip"}}};
 
-bool has_leader(Mode mode) {
-  return mode == Mode::share_probs || mode == Mode::share_kv;
-}
-
 std::string span_of(int64_t window) {
   return window == 0 ? "global" : fmt::format("sliding over {} tokens", window);
 }
@@ -113,6 +109,10 @@ void check_head_map(const LayerPlan& layer, const PlanLimits& limits, int64_t i)
 }
 
 }  // namespace
+
+bool has_leader(Mode mode) {
+  return mode == Mode::share_probs || mode == Mode::share_kv;
+}
 
 std::string to_string(Mode mode) {
   return std::ranges::find(kModeNames, mode, &std::pair<Mode, const char*>::first)->second;

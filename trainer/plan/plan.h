@@ -10,6 +10,7 @@ namespace uniattn {
 enum class Mode { full, share_probs, share_kv, linear, skip };
 
 std::string to_string(Mode mode);
+bool has_leader(Mode mode);  // share_probs and share_kv
 // Throws UsageError naming the known modes.
 Mode parse_mode(const std::string& name);
 
