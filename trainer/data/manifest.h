@@ -30,8 +30,8 @@ struct Manifest {
   std::vector<ShardEntry> shards;
 };
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PrepareCounts, read, kept, truncated, split, dropped_over_long,
-                                   dropped_without_labels, tokens, supervised)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PrepareCounts, read, kept, truncated, split, dropped_invalid, dropped_filtered,
+                                   dropped_over_long, dropped_without_labels, tokens, supervised)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ShardEntry, file, bytes, hash, documents, tokens)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SourceEntry, path, weight)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Manifest, hash, counts, sources, shards)

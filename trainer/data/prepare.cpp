@@ -10,7 +10,7 @@
 #include "data/random.h"
 #include "data/records.h"
 #include "data/shard_writer.h"
-#include "data/templates.h"
+#include "data/formats.h"
 #include "data/tokenize.h"
 #include "storage/atomic_file.h"
 #include "storage/file_lock.h"
@@ -23,7 +23,7 @@ namespace uniattn {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr int64_t kFormatVersion = 2;  // part of the key: raise it when the same inputs give other shards
+constexpr int64_t kFormatVersion = 3;  // part of the key: raise it when the same inputs give other shards
 constexpr size_t kShardTokens = 1 << 24;
 constexpr size_t kBatch = 4096;  // records tokenized between two rounds of writing
 
@@ -43,6 +43,10 @@ struct Source {
     return is_json() ? json_records(file) : whole_record(file);
   }
 
+  std::string template_name() const {
+    return config.template_name.empty() ? default_template(config.format) : config.template_name;
+  }
+
   const DataSource& config;
   MappedFile file;
   std::vector<Record> records;
@@ -59,13 +63,17 @@ void check_options(const std::vector<DataSource>& sources, const PrepareOptions&
   if (policy != "truncate" && policy != "drop" && policy != "split" && policy != "error") {
     fail_usage("over_long: expected truncate, drop, split or error, got '{}'", policy);
   }
+  if (options.bad_records != "drop" && options.bad_records != "error")
+    fail_usage("bad_records: expected drop or error, got '{}'", options.bad_records);
   if (options.max_length < 2) fail_usage("max_length: expected at least 2 tokens, got {}", options.max_length);
   for (const DataSource& source : sources) {
     const std::string& format = source.format;
-    if (format != "alpaca" && format != "messages" && format != "text" && format != "ids") {
-      fail_usage("{}: expected the format alpaca, messages, text or ids, got '{}'", source.path, format);
+    if (format != "alpaca" && format != "messages" && format != "tulu_single_round" && format != "text" &&
+        format != "ids") {
+      fail_usage("{}: expected the format alpaca, messages, tulu_single_round, text or ids, got '{}'", source.path,
+                 format);
     }
-    if (policy == "split" && (format == "alpaca" || format == "messages")) {
+    if (policy == "split" && format != "text" && format != "ids") {
       fail_usage(
           "{}: over_long split would part answers from their prompts; use it for text and ids, or truncate or drop",
           source.path);
@@ -78,6 +86,7 @@ std::string key_of(const std::deque<Source>& sources, const Tokenizer& tokenizer
   nlohmann::json key = {{"version", kFormatVersion},
                         {"max_length", options.max_length},
                         {"over_long", options.over_long},
+                        {"bad_records", options.bad_records},
                         {"samples", options.samples},
                         {"seed", options.samples > 0 ? options.seed : 0},
                         {"ids", {tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.vocab_size()}}};
@@ -86,8 +95,8 @@ std::string key_of(const std::deque<Source>& sources, const Tokenizer& tokenizer
     if (fs::exists(path)) key["tokenizer"][name] = file_hash(path.string());
   }
   for (const Source& source : sources) {
-    key["sources"].push_back(
-        {file_hash(source.config.path), source.config.format, source.is_json(), source.config.weight});
+    key["sources"].push_back({file_hash(source.config.path), source.config.format, source.template_name(),
+                              source.is_json(), source.config.weight});
   }
   Hasher hasher;
   hasher.update(key.dump());
@@ -104,7 +113,7 @@ class Preparation {
     const std::vector<Reference> order = choose_order();
     for (size_t begin = 0; begin < order.size() && !enough(); begin += kBatch) {
       const std::span batch(order.begin() + begin, std::min(kBatch, order.size() - begin));
-      std::vector<FittedDocument> documents(batch.size());
+      std::vector<Outcome> documents(batch.size());
       at::parallel_for(0, static_cast<int64_t>(batch.size()), 8, [&](int64_t from, int64_t to) {
         for (int64_t i = from; i < to; ++i) documents[i] = read(batch[i]);
       });
@@ -112,9 +121,12 @@ class Preparation {
       report_progress(begin + batch.size(), order.size());
     }
     if (counts_.kept == 0) {
-      fail("{}{}: none of the {} documents has a token to learn ({} over max_length, {} without labels)",
-           sources_[0].config.path, sources_.size() > 1 ? ", ..." : "", counts_.read, counts_.dropped_over_long,
-           counts_.dropped_without_labels);
+      fail(
+          "{}{}: none of the {} documents has a token to learn ({} bad, {} filtered, {} over max_length, {} without "
+          "labels){}",
+          sources_[0].config.path, sources_.size() > 1 ? ", ..." : "", counts_.read, counts_.dropped_invalid,
+          counts_.dropped_filtered, counts_.dropped_over_long, counts_.dropped_without_labels,
+          first_bad_.empty() ? "" : "; the first bad one: " + first_bad_);
     }
     Manifest manifest{.hash = hash, .counts = counts_, .sources = {}, .shards = writer_.finish()};
     for (const Source& source : sources_) manifest.sources.push_back({source.config.path, source.config.weight});
@@ -142,33 +154,53 @@ class Preparation {
 
   bool enough() const { return options_.samples > 0 && counts_.kept == options_.samples; }
 
-  FittedDocument read(const Reference& reference) const {
+  // A record that became a document, or why it did not.
+  struct Outcome {
+    FittedDocument document;
+    std::string error;  // of a bad record
+  };
+
+  Outcome read(const Reference& reference) const {
     const Source& source = sources_[static_cast<size_t>(reference.source)];
     const Record& record = source.records[static_cast<size_t>(reference.record)];
     const std::string where = fmt::format("{}:{}, record {}", source.config.path, record.line, record.number);
-    const std::string& format = source.config.format;
-    const nlohmann::json parsed =
-        format != "ids" && source.is_json() ? parse_json(record.text, where) : nlohmann::json();
+    TokenizedDocument tokenized;
     try {
-      if (format == "ids") {
-        return fit_length(read_ids(record.text, tokenizer_.vocab_size()), options_.max_length, options_.over_long, {});
-      }
-      const std::vector<Span> spans =
-          source.is_json() ? render(format, parsed) : std::vector<Span>{{std::string(record.text), true}};
-      return fit_length(tokenize_spans(spans, tokenizer_), options_.max_length, options_.over_long,
-                        tokenizer_.eos_id());
+      auto document = tokenize(source, record);
+      if (!document) return {{.fit = Fit::kFiltered, .parts = {}}, ""};
+      tokenized = std::move(*document);
+    } catch (const Error& error) {
+      if (options_.bad_records == "error") fail("{}: {}", where, error.what());
+      return {{.fit = Fit::kInvalid, .parts = {}}, fmt::format("{}: {}", where, error.what())};
+    }
+    try {
+      return {fit_length(std::move(tokenized), options_.max_length, options_.over_long), ""};
     } catch (const Error& error) {
       fail("{}: {}", where, error.what());
     }
   }
 
-  void add(const FittedDocument& document, int32_t source) {
+  std::optional<TokenizedDocument> tokenize(const Source& source, const Record& record) const {
+    const std::string& format = source.config.format;
+    if (format == "ids") return read_ids(record.text, tokenizer_.vocab_size());
+    const nlohmann::json parsed =
+        source.is_json() ? parse_json(record.text, "the record") : nlohmann::json(std::string(record.text));
+    const auto pieces = render_record(format, source.template_name(), parsed);
+    if (!pieces) return std::nullopt;
+    return tokenize_pieces(*pieces, tokenizer_);
+  }
+
+  void add(const Outcome& outcome, int32_t source) {
+    const FittedDocument& document = outcome.document;
     ++counts_.read;
     counts_.kept += document.parts.empty() ? 0 : 1;
     counts_.truncated += document.fit == Fit::kTruncated ? 1 : 0;
     counts_.split += document.fit == Fit::kSplit ? 1 : 0;
+    counts_.dropped_invalid += document.fit == Fit::kInvalid ? 1 : 0;
+    counts_.dropped_filtered += document.fit == Fit::kFiltered ? 1 : 0;
     counts_.dropped_over_long += document.fit == Fit::kTooLong ? 1 : 0;
     counts_.dropped_without_labels += document.fit == Fit::kWithoutLabels ? 1 : 0;
+    if (first_bad_.empty()) first_bad_ = outcome.error;
     for (const TokenizedDocument& part : document.parts) {
       writer_.add(part.view(), source);
       counts_.tokens += static_cast<int64_t>(part.tokens.size());
@@ -181,6 +213,7 @@ class Preparation {
   const PrepareOptions& options_;
   ShardWriter writer_;
   PrepareCounts counts_;
+  std::string first_bad_;  // its place and what is wrong with it
   std::chrono::steady_clock::time_point last_report_ = std::chrono::steady_clock::now();
 };
 
@@ -191,7 +224,10 @@ TokenShards prepare_tokens(const std::vector<DataSource>& sources, const Tokeniz
                            const std::string& directory) {
   check_options(sources, options);
   std::deque<Source> opened;
-  for (const DataSource& source : sources) opened.emplace_back(source);
+  for (const DataSource& source : sources) {
+    opened.emplace_back(source);
+    if (source.format != "ids") check_template(opened.back().template_name(), tokenizer);
+  }
   const std::string key = key_of(opened, tokenizer, model_directory, options);
   const std::string target = (fs::path(directory) / key).string();
 

@@ -10,16 +10,10 @@
 
 namespace uniattn {
 
-// A rendered sample: spans in order; only supervised ones carry loss. Each span is tokenized on its own, so the loss
-// begins exactly at the answer.
-struct Span {
-  std::string text;
-  bool supervised = false;
-};
-
 struct PrepareOptions {
   int64_t max_length = 1024;
   std::string over_long = "truncate";  // truncate | drop | split | error
+  std::string bad_records = "drop";    // drop | error: records that cannot be read
   int64_t samples =
       0;  // keep this many documents (fewer if there are not as many), in an order chosen by `seed`; 0 keeps all
   int64_t seed = 0;
@@ -29,7 +23,7 @@ struct PrepareOptions {
 // and split ones are among the kept. A document that is split becomes several documents of TokenShards.
 struct PrepareCounts {
   int64_t read = 0, kept = 0, truncated = 0, split = 0;
-  int64_t dropped_over_long = 0, dropped_without_labels = 0;
+  int64_t dropped_invalid = 0, dropped_filtered = 0, dropped_over_long = 0, dropped_without_labels = 0;
   int64_t tokens = 0, supervised = 0;
 };
 
