@@ -81,9 +81,9 @@ TEST_CASE("formats: the single rounds of Tulu-3", "[data]") {
   };
   const auto kept = chosen(R"([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])");
   REQUIRE(kept);
-  CHECK(*kept == std::vector<Piece>{{Piece::Kind::text, "### Input:\nq\n\n### Response:"},
-                                    {Piece::Kind::text, "a", true},
-                                    {Piece::Kind::eos, "", true}});
+  CHECK((*kept == std::vector<Piece>{{Piece::Kind::text, "### Input:\nq\n\n### Response:"},
+                                     {Piece::Kind::text, "a", true},
+                                     {Piece::Kind::eos, "", true}}));
   CHECK_FALSE(chosen(R"([{"role": "user", "content": " "}, {"role": "assistant", "content": "a"}])"));
   CHECK_FALSE(chosen(R"([{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
                          {"role": "assistant", "content": "a"}])"));

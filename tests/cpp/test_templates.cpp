@@ -1,5 +1,6 @@
 // Chat templates against the text of the published ones, written out by hand.
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "data/model_template.h"
 #include "data/templates.h"

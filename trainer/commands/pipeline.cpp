@@ -38,11 +38,12 @@ bool fits(const CalibrationConfig& calibration, const char* what) {
 
 void log_counts(const char* name, const PrepareCounts& c) {
   log::info(
-      fmt::format("{} data: {} of {} documents kept ({} truncated, {} split; dropped: {} over-long, {} without "
+      fmt::format("{} data: {} of {} documents kept ({} truncated, {} split; dropped: {} bad, {} filtered, {} "
+                  "over-long, {} without "
                   "labels), {} tokens, {} "
                   "supervised",
-                  name, c.kept, c.read, c.truncated, c.split, c.dropped_over_long, c.dropped_without_labels, c.tokens,
-                  c.supervised));
+                  name, c.kept, c.read, c.truncated, c.split, c.dropped_invalid, c.dropped_filtered,
+                  c.dropped_over_long, c.dropped_without_labels, c.tokens, c.supervised));
 }
 
 }  // namespace
@@ -89,6 +90,7 @@ PreparedData prepare_data(const Session& session, const RunDirectory& run) {
     if (sources.empty()) return std::nullopt;
     const PrepareOptions options{.max_length = config.data.max_length,
                                  .over_long = config.data.over_long,
+                                 .bad_records = config.data.bad_records,
                                  .samples = samples,
                                  .seed = config.run.seed};
     TokenShards shards = prepare_tokens(sources, *session.tokenizer, session.model.path, options, run.data());

@@ -25,6 +25,8 @@ ordered_json counts_json(const TokenShards& shards) {
           {"kept", c.kept},
           {"truncated", c.truncated},
           {"split", c.split},
+          {"dropped_invalid", c.dropped_invalid},
+          {"dropped_filtered", c.dropped_filtered},
           {"dropped_over_long", c.dropped_over_long},
           {"dropped_without_labels", c.dropped_without_labels},
           {"tokens", c.tokens},
