@@ -17,11 +17,13 @@ TEST_CASE("records: lists and lines with their places", "[data]") {
     write_bytes(directory / "f", text);
     const MappedFile file(directory / "f");
     std::vector<std::pair<std::string, int64_t>> found;
-    for (const Record& record : json_records(file)) {
-      CHECK(record.number == static_cast<int64_t>(found.size()) + 1);
-      std::string element(record.text);
+    RecordReader reader(file, RecordReader::Kind::json);
+    while (const auto record = reader.next()) {
+      CHECK(record->number == static_cast<int64_t>(found.size()) + 1);
+      std::string element(record->text);
       element.erase(element.find_last_not_of(" \n") + 1);
-      found.emplace_back(element, record.line);
+      found.emplace_back(element, record->line);
+      reader.release();
     }
     return found;
   };

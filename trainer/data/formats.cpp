@@ -82,6 +82,7 @@ std::vector<Message> read_messages(const json& record) {
   for (const json& message : *found) {
     expect_object(message, "with \"role\" and \"content\" as a message");
     messages.push_back({required_string(message, "role"), message_content(message)});
+    check_role(messages.back().role);
   }
   return messages;
 }

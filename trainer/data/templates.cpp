@@ -267,12 +267,14 @@ const std::vector<std::string>& template_names() {
   return kNames;
 }
 
+void check_role(const std::string& role) {
+  if (role != "system" && role != "user" && role != "assistant")
+    fail("\"role\": expected system, user or assistant, got \"{}\"", role);
+}
+
 std::vector<Piece> render_chat(const std::string& template_name, Messages messages, bool generation_prompt) {
   const Template& chosen = find_template(template_name);
-  for (const Message& message : messages) {
-    if (message.role != "system" && message.role != "user" && message.role != "assistant")
-      fail("\"role\": expected system, user or assistant, got \"{}\"", message.role);
-  }
+  for (const Message& message : messages) check_role(message.role);
   Rendering rendering;
   chosen.render(messages, generation_prompt, rendering);
   return rendering.take();

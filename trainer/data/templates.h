@@ -14,6 +14,9 @@ struct Message {
   std::string content;
 };
 
+// Throws Error for a role that no template knows.
+void check_role(const std::string& role);
+
 // A part of a rendered conversation. Only `special`, `bos` and `eos` pieces are control: a special token's spelling
 // inside a text is data.
 struct Piece {
@@ -31,7 +34,7 @@ const std::vector<std::string>& template_names();
 // included; a turn of nothing but white space is not supervised. `generation_prompt`: with what opens an assistant's
 // turn at the end. Without a bos piece the tokenizer's BOS, if it has one, belongs in front (tokenize_pieces puts it
 // there). Throws UsageError for an unknown template, Error for a conversation that the template cannot express: roles
-// that do not alternate or a system message where it knows none.
+// that do not alternate, a system message where it knows none, an unknown role.
 std::vector<Piece> render_chat(const std::string& template_name, std::span<const Message> messages,
                                bool generation_prompt = false);
 

@@ -32,8 +32,8 @@ TokenizedDocument tokenize_pieces(std::span<const Piece> pieces, const Tokenizer
 // vocab_size).
 TokenizedDocument read_ids(std::string_view line, int64_t vocab_size);
 
-// What became of a record; kInvalid and kFiltered ones never became a document.
-enum class Fit { kWhole, kTruncated, kSplit, kTooLong, kWithoutLabels, kInvalid, kFiltered };
+// What became of a record; kBad and kFiltered ones never became a document.
+enum class Fit { kWhole, kTruncated, kSplit, kTooLong, kWithoutLabels, kBad, kFiltered };
 
 struct FittedDocument {
   Fit fit;
