@@ -4,16 +4,15 @@
 #include <ATen/core/grad_mode.h>
 
 #include <chrono>
-#include <filesystem>
 
 #include "calibration/base_attention.h"
+#include "calibration/fingerprint.h"
 #include "calibration/progress.h"
 #include "calibration/streams.h"
 #include "config/plan_config.h"
 #include "model/decoder.h"
 #include "parallel/device.h"
 #include "storage/atomic_file.h"
-#include "storage/hash.h"
 #include "support/error.h"
 #include "support/log.h"
 #include "support/signals.h"
@@ -71,7 +70,8 @@ class Calibration {
         device_(compute_device(group.local_rank())),
         directory_(directory),
         survey_(survey),
-        fingerprint_(fingerprint(model, plan, data)),
+        fingerprint_(calibration_fingerprint(model, data, options) + " " + describe_plan(plan).dump() + " " +
+                     std::to_string(group.world_size())),
         streams_(config_, tensors, data, options.held_out, directory, group, device_) {
     result_.plan = plan;
   }
@@ -97,15 +97,6 @@ class Calibration {
   }
 
  private:
-  std::string fingerprint(const ModelDirectory& model, const SharingPlan& plan, const TokenShards& data) const {
-    const FitTargets& fit = options_.fit;
-    Hasher hasher;
-    hasher.update(fmt::format("{} {} {} {}{}{}{} {} {} {}", std::filesystem::absolute(model.path).string(),
-                              describe_plan(plan).dump(), data.hash(), fit.head_map, fit.value, fit.output,
-                              fit.compensation, options_.ridge.value_or(-1), options_.held_out, group_.world_size()));
-    return hasher.hex();
-  }
-
   int64_t continue_from(int64_t end) {
     if (directory_.empty()) return 0;
     std::optional<Progress> progress = load_progress(directory_, fingerprint_, config_, group_);
@@ -144,13 +135,7 @@ class Calibration {
   }
 
   void keep_leader(Chunk& chunk) const {
-    const auto found = chunk.leaders.find(layer_);
-    if (found == chunk.leaders.end()) return;
-    LeaderState& state = found->second;
-    state.probs.resize(
-        std::min<size_t>(state.probs.size(), 1));  // one handle serves all followers where none has a gradient
-    for (Probs& probs : state.probs) probs.q = streams_.keep(probs.q), probs.k = streams_.keep(probs.k);
-    if (state.k.defined()) state.k = streams_.keep(state.k), state.v = streams_.keep(state.v);
+    if (const auto found = chunk.leaders.find(layer_); found != chunk.leaders.end()) streams_.keep(found->second);
   }
 
   BaseAttention base_attention_of(const Layer& layer, const Chunk& chunk) const {
