@@ -141,6 +141,22 @@ inline float largest(Vec x) {
   return x[0];
 }
 
+// Lane i of the result is the sum of rows[i], which are overwritten: each round folds every row and keeps two in one.
+inline Vec lane_sums(Vec (&rows)[kLanes]) {
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    Int straight = {}, folded = {};
+    for (int i = 0; i < kLanes; ++i) {
+      const int second = i & half ? kLanes : 0;
+      straight[i] = i + second, folded[i] = (i ^ half) + second;
+    }
+    for (int i = 0; i < half; ++i) {
+      rows[i] =
+          __builtin_shuffle(rows[i], rows[i + half], straight) + __builtin_shuffle(rows[i], rows[i + half], folded);
+    }
+  }
+  return rows[0];
+}
+
 // Row i of a square becomes its column i: each of the log2(kLanes) rounds interleaves the upper with the lower half of
 // the rows.
 inline void transpose(Int (&rows)[kLanes]) {
