@@ -22,24 +22,31 @@ struct Dot<BFloat16> {
 };
 #endif
 
-// sum[i][j] += a's row i times b's row j over the depth; rows lie `depth` apart.
+// sum[i][j] += row i of a times row j of b over the whole steps of the depth; rows lie `depth` apart. The loops are
+// unrolled by force: only then do the sums stay in registers.
 template <class T, int a_rows, int b_rows>
 inline void add_products(const T* a, const T* b, int64_t depth, Vec (&sum)[a_rows][b_rows]) {
-  int64_t c = 0;
-  for (; c + Dot<T>::kStep <= depth; c += Dot<T>::kStep) {
+  for (int64_t c = 0; c + Dot<T>::kStep <= depth; c += Dot<T>::kStep) {
     decltype(Dot<T>::row(a)) left[a_rows];
+#pragma GCC unroll 4
     for (int i = 0; i < a_rows; ++i) left[i] = Dot<T>::row(a + i * depth + c);
+#pragma GCC unroll 16
     for (int j = 0; j < b_rows; ++j) {
       const auto right = Dot<T>::row(b + j * depth + c);
+#pragma GCC unroll 4
       for (int i = 0; i < a_rows; ++i) sum[i][j] = Dot<T>::add(sum[i][j], left[i], right);
     }
   }
-  for (; c < depth; c += kLanes) {
-    for (int j = 0; j < b_rows; ++j) {
-      const Vec right = load(b + j * depth + c, depth - c);
-      for (int i = 0; i < a_rows; ++i) sum[i][j] += load(a + i * depth + c, depth - c) * right;
-    }
+}
+
+// What add_products leaves of one inner product. Not inline: its code would crowd out that of the steps.
+template <class T>
+[[gnu::noinline]] float rest_of_product(const T* a, const T* b, int64_t depth) {
+  Vec total = {};
+  for (int64_t c = depth / Dot<T>::kStep * Dot<T>::kStep; c < depth; c += kLanes) {
+    total += load(a + c, depth - c) * load(b + c, depth - c);
   }
+  return sum(total);
 }
 
 // Lane j is the inner product of `a` with row j of b [kLanes, depth].
@@ -47,7 +54,11 @@ template <class T>
 inline Vec dots(const T* a, const T* b, int64_t depth) {
   Vec total[1][kLanes] = {};
   add_products(a, b, depth, total);
-  return lane_sums(total[0]);
+  Vec result = lane_sums(total[0]);
+  if (depth % Dot<T>::kStep != 0) {
+    for (int j = 0; j < kLanes; ++j) result[j] += rest_of_product(a, b + j * depth, depth);
+  }
+  return result;
 }
 
 }  // namespace uniattn::cpu::UNIATTN_ISA

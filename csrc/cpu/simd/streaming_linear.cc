@@ -19,9 +19,14 @@ void step(const StreamingLinearArgs& args, int64_t row, int64_t column) {
           *w = static_cast<const T*>(args.weight) + column * args.depth;
   Vec total[rows][columns] = {};
   add_products(x, w, args.depth, total);
+  const bool rest = args.depth % Dot<T>::kStep != 0;
   T* out = static_cast<T*>(args.out) + row * args.width + column;
   for (int i = 0; i < rows; ++i) {
-    for (int j = 0; j < columns; ++j) store_one(out + i * args.width + j, sum(total[i][j]));
+    for (int j = 0; j < columns; ++j) {
+      float product = sum(total[i][j]);
+      if (rest) product += rest_of_product(x + i * args.depth, w + j * args.depth, args.depth);
+      store_one(out + i * args.width + j, product);
+    }
   }
 }
 
