@@ -37,14 +37,20 @@ void run_bench(const std::string& name, const std::vector<std::string>& argument
 }  // namespace
 
 void add_bench(CLI::App& program) {
-  auto name = std::make_shared<std::string>();
-  CLI::App* command = program.add_subcommand("bench", "Measure, side by side with the peers that are installed");
-  command->add_option("name", *name, "What to measure; `uniattn bench NAME --help` tells its options")
-      ->required()
-      ->check(CLI::IsMember({"attention", "calibrate", "decode", "prefill", "train"}));
-  command->prefix_command();
-  command->footer("Example: uniattn bench attention --group 4 --tokens 1024 --dtype float32");
-  command->callback([name, command] { run_bench(*name, command->remaining()); });
+  CLI::App* bench = program.add_subcommand("bench", "Measure, side by side with the peers that are installed");
+  bench->require_subcommand(1);
+  bench->footer("Example: uniattn bench attention --group 4 --tokens 1024 --dtype float32");
+  const auto add = [&](const std::string& name, const std::string& description) {
+    CLI::App* command = bench->add_subcommand(name, description);
+    command->set_help_flag();  // the benchmark has its own
+    command->prefix_command();
+    command->callback([name, command] { run_bench(name, command->remaining()); });
+  };
+  add("attention", "A superblock against as many calls of PyTorch's attention");
+  add("calibrate", "The init calculation against the published one");
+  add("decode", "Generated tokens against those of transformers");
+  add("prefill", "Time to the first token against transformers");
+  add("train", "A training step against a loop over transformers");
 }
 
 }  // namespace uniattn

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "calibration/report.h"
 #include "checkpoint/export.h"
+#include "model/footprint.h"
 #include "storage/atomic_file.h"
 #include "support/error.h"
 #include "support/log.h"
@@ -101,13 +103,16 @@ PreparedData prepare_data(const Session& session, const RunDirectory& run) {
   return data;
 }
 
-CalibrationOptions calibration_options(const CalibrationConfig& asked) {
-  return {.fit = {.head_map = fits(asked, "head_map"),
-                  .value = fits(asked, "value"),
-                  .output = fits(asked, "output"),
-                  .compensation = fits(asked, "compensation")},
-          .ridge = asked.ridge,
-          .held_out = asked.held_out};
+CalibrationOptions calibration_options(const CalibrationConfig& asked, const ModelConfig& model) {
+  const auto parameters = static_cast<double>(total_parameters(model, SharingPlan::all_full(model.num_layers)));
+  return {
+      .fit = {.head_map = fits(asked, "head_map"),
+              .value = fits(asked, "value"),
+              .output = fits(asked, "output"),
+              .compensation = fits(asked, "compensation")},
+      .ridge = asked.ridge,
+      .held_out = asked.held_out,
+      .ranks = {.energy = asked.ranks.energy, .parameters = static_cast<int64_t>(asked.ranks.parameters * parameters)}};
 }
 
 Outcome calibrate_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group) {
@@ -116,7 +121,7 @@ Outcome calibrate_run(const Session& session, const RunDirectory& run, const Pre
     log::info(fmt::format("calibration is done: {}", run.calibration()));
     return Outcome::finished;
   }
-  const CalibrationOptions options = calibration_options(*session.config.calibration);
+  const CalibrationOptions options = calibration_options(*session.config.calibration, session.model.config);
   const auto tensors = open_model_tensors(session.model.path);
   const std::string progress = run.calibration() + "/progress";
   const std::optional<CalibrationResult> result =

@@ -1,6 +1,7 @@
 // run, prepare, calibrate, train: the commands that work through a configuration.
 #include <filesystem>
 
+#include "calibration/report.h"
 #include "commands/commands.h"
 #include "commands/dry_run.h"
 #include "commands/options.h"
@@ -116,12 +117,13 @@ void run_calibrate(const ConfigOptions& options) {
   if (!s.session.config.calibration) fail_usage("`{}` has no `calibration` section", options.path);
   const Outcome outcome = calibrate_run(s.session, s.run, s.data, *s.group);
   if (s.group->rank() != 0) return;
-  if (outcome == Outcome::finished)
-    print_result(options.json, read_json(s.run.calibration() + "/report.json"),
-                 fmt::format("calibrated: {}", s.run.calibration()));
-  else
+  if (outcome == Outcome::finished) {
+    const auto report = read_json(s.run.calibration() + "/report.json");
+    print_result(options.json, report, fmt::format("{}calibrated: {}", report_text(report), s.run.calibration()));
+  } else {
     print_result(options.json, {{"run", s.run.path}, {"outcome", to_string(outcome)}},
                  fmt::format("{}: stopped; the same command continues", s.run.path));
+  }
 }
 
 void run_train(const ConfigOptions& options, int64_t stop_after) {

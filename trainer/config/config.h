@@ -92,16 +92,30 @@ struct DataSource {
   bool operator==(const DataSource&) const = default;
 };
 
+// What chooses the ranks of the compensations; at most one is given.
+struct RanksConfig {
+  double energy = 0;      // share of what a full matrix explains, to be kept in each layer
+  double parameters = 0;  // of all compensations together, as a share of the base model's
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("energy", energy), v("parameters", parameters);
+  }
+  bool operator==(const RanksConfig&) const = default;
+};
+
 struct CalibrationConfig {
   std::vector<DataSource> data{};
   int64_t samples = 1000;       // documents, taken in a seeded order over all sets; 0 is all
   double held_out = 0.1;        // share of the documents that chooses the ridge
   std::optional<double> ridge;  // `auto` (empty): chosen on the held-out documents
   std::vector<std::string> fit = {"head_map", "value", "output", "compensation"};
+  RanksConfig ranks{};
   void validate() const;
   template <class V>
   void visit(V& v) {
-    v("data", data), v("samples", samples), v("held_out", held_out), v("ridge", ridge), v("fit", fit);
+    v("data", data), v("samples", samples), v("held_out", held_out), v("ridge", ridge), v("fit", fit),
+        v("ranks", ranks);
   }
   bool operator==(const CalibrationConfig&) const = default;
 };

@@ -137,6 +137,12 @@ void DataSource::validate(const std::string& where) const {
   require_positive(where + ".weight", weight);
 }
 
+void RanksConfig::validate() const {
+  require_within("calibration.ranks.energy", energy, 0, 1);
+  require_within("calibration.ranks.parameters", parameters, 0, 1);
+  if (energy > 0 && parameters > 0) invalid("calibration.ranks", "has energy and parameters; give one of them");
+}
+
 void CalibrationConfig::validate() const {
   if (data.empty()) invalid("calibration.data", "is empty; give at least one {{path, format}}");
   validate_items("calibration.data", data);
@@ -149,6 +155,9 @@ void CalibrationConfig::validate() const {
   }
   if (fit.empty()) invalid("calibration.fit", "is empty; expected some of head_map, value, output, compensation");
   require_known_once("calibration.fit", fit, {"head_map", "value", "output", "compensation"});
+  ranks.validate();
+  if (ranks != RanksConfig{} && std::ranges::find(fit, "compensation") == fit.end())
+    invalid("calibration.ranks", "chooses the ranks of compensations, and calibration.fit has none; add it");
 }
 
 void SearchBudget::validate() const {
