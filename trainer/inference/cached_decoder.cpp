@@ -25,7 +25,7 @@ void write(const at::Tensor& cache, const at::Tensor& own, const CacheLayout& la
 CachedDecoder::CachedDecoder(const Decoder& model)
     : model_(model),
       cache_(model.config, model.plan, model.embedding.scalar_type(), model.embedding.device()),
-      rotary_(model.config, model.embedding.device()) {
+      frequencies_(inverse_frequencies(model.config).to(model.embedding.device())) {
   for (int64_t i = 0; i < model.config.num_layers; ++i) {
     const LayerPlan& plan = model.plan.layers[i];
     const std::vector<int64_t> followers = model.plan.followers_of(i);
@@ -111,7 +111,11 @@ at::Tensor CachedDecoder::read(const std::vector<TokenSpan>& spans) {
     last.push_back(bounds.back() - 1);
   }
   const at::Tensor cu_seqlens = at::tensor(bounds, at::kInt).to(device);
-  Pass pass{decoding, rotary_.rows(positions, cu_seqlens), cache_.begin(extents, decoding), {}, {}};
+  Pass pass{decoding,
+            make_sequences(frequencies_, at::tensor(positions, at::kLong).to(device), cu_seqlens),
+            cache_.begin(extents, decoding),
+            {},
+            {}};
   const ModelConfig& config = model_.config;
   at::Tensor stream = embed(config, model_.embedding, at::tensor(tokens, at::kLong).to(device));
   for (int64_t i = 0; i < config.num_layers; ++i) {

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "inference/kv_cache.h"
-#include "inference/rotary_table.h"
 #include "model/attention.h"
 #include "model/decoder.h"
 
@@ -23,6 +22,7 @@ class CachedDecoder {
   explicit CachedDecoder(const Decoder& model);
 
   KvCache& cache() { return cache_; }
+  const KvCache& cache() const { return cache_; }
 
   // Reads the spans, none of them empty, and returns the logits [spans, vocab] that follow each, float32 on the CPU.
   // Spans of one token each that follow others take the decoding operators, all others those of prefill.
@@ -48,7 +48,7 @@ class CachedDecoder {
 
   const Decoder& model_;
   KvCache cache_;
-  RotaryTable rotary_;
+  at::Tensor frequencies_;  // of the rotary embedding, [head_dim / 2]
   // Per layer: the layer whose cache it attends to, its options under its leader's mask, its head map; whether a
   // share_probs layer follows it.
   struct LayerRole {

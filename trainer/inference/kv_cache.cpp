@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "model/footprint.h"
 #include "model/layer.h"
 
 namespace uniattn {
@@ -24,6 +25,15 @@ int64_t page_bytes(const at::Tensor& cache) {
 }
 
 }  // namespace
+
+int64_t cache_bytes(const ModelConfig& config, const SharingPlan& plan, int64_t tokens, int64_t bytes_per_element) {
+  int64_t bytes = 0;
+  for (int64_t i = 0; i < config.num_layers; ++i) {
+    const int64_t pages = pages_held(tokens, config.windows[plan.mask_layer(i)]);
+    bytes += pages * kPageSize * layer_kv_bytes(config, plan.layers[i], bytes_per_element);
+  }
+  return bytes;
+}
 
 KvCache::KvCache(const ModelConfig& config, const SharingPlan& plan, at::ScalarType dtype, at::Device device)
     : device_(device) {

@@ -29,6 +29,9 @@ struct CacheLayout {
   at::Tensor past_slots, order, cu_seqlens_k;
 };
 
+// Cache bytes that one sequence of `tokens` holds, in whole pages.
+int64_t cache_bytes(const ModelConfig& config, const SharingPlan& plan, int64_t tokens, int64_t bytes_per_element);
+
 class KvCache {
  public:
   KvCache(const ModelConfig& config, const SharingPlan& plan, at::ScalarType dtype, at::Device device);
