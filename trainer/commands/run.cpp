@@ -19,16 +19,6 @@ namespace {
 
 using nlohmann::ordered_json;
 
-struct RunOptions : ConfigOptions {
-  bool accept_changes = false;
-
-  void add_to(CLI::App& command) {
-    ConfigOptions::add_to(command);
-    command.add_flag("--accept-changes", accept_changes,
-                     "Go on although data or training settings are not those that the run was started with");
-  }
-};
-
 // What all three commands do first. Data is ready before the ranks meet, so that no rank waits in a collective for
 // another's tokenizing.
 struct Started {
@@ -92,23 +82,7 @@ void run_all(const RunOptions& options) {
   print_result(options.json, result, text);
 }
 
-<<<<<<< HEAD
-void run_calibrate(const ConfigOptions& options) {
-=======
-void run_prepare(const RunOptions& options, int64_t show) {
-  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
-  const Session session = open_session(options.path, options.overrides);
-  const RunDirectory run = create_run_directory(session.config, options.accept_changes);
-  const PreparedData data = prepare_data(session, run);
-  const TokenShards* shards = data.train ? &*data.train : data.calibration ? &*data.calibration : nullptr;
-  std::string text = fmt::format("prepared data: {}", run.data());
-  for (int64_t i = 0; shards && i < std::min(show, shards->size()); ++i)
-    text += "\n\n" + render_sample(shards->document(i), *session.tokenizer, isatty(STDOUT_FILENO));
-  print_result(options.json, data_json(data), text);
-}
-
 void run_calibrate(const RunOptions& options) {
->>>>>>> train
   if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
   Started s = start(options);
   if (!s.session.config.calibration) fail_usage("`{}` has no `calibration` section", options.path);
@@ -152,17 +126,6 @@ void add_run(CLI::App& program) {
       options, [options] { run_all(*options); });
 }
 
-<<<<<<< HEAD
-=======
-void add_prepare(CLI::App& program) {
-  auto options = std::make_shared<RunOptions>();
-  auto show = std::make_shared<int64_t>(0);
-  add(program, "prepare", "Text to token shards", options, [options, show] { run_prepare(*options, *show); })
-      ->add_option("--show", *show, "Print the first N documents, supervised tokens marked")
-      ->check(CLI::NonNegativeNumber);
-}
-
->>>>>>> train
 void add_calibrate(CLI::App& program) {
   auto options = std::make_shared<RunOptions>();
   add(program, "calibrate", "The init calculation: compensations by least squares on calibration text", options,
