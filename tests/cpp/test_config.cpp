@@ -230,7 +230,7 @@ TEST_CASE("values out of range are refused at their line", "[config]") {
       {"data.over_long=cut", "data.over_long: expected one of truncate, drop, split, error"},
       {"data.bad_records=skip", "data.bad_records: expected one of drop, error"},
       {"stages.0.name=''", "stages.0.name: is missing"},
-      {"stages.0.train=head", "stages.0.train: expected one of compensation, all"},
+      {"stages.0.train=head", "stages.0.train: expected compensation, all or a list of patterns"},
       {"stages.0.max_steps=3", "stages.0: expected either epochs or max_steps above 0, found 1 and 3"},
       {"stages.0.epochs=-1", "stages.0.epochs: must be at least 0"},
       {"stages.0.learning_rate=0", "stages.0.learning_rate: must be above 0"},

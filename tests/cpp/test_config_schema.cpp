@@ -98,6 +98,8 @@ struct Generator {
     made.data = {.train = sources(), .max_length = integer(2, 1 << 20), .pack = coin(), .over_long = "split"};
     for (int64_t i = integer(0, 3); i > 0; --i) {
       StageConfig stage{.name = text() + std::to_string(i), .learning_rate = number()};
+      if (coin()) stage.train = {.kind = "patterns", .patterns = {text() + "*", "model.norm.weight"}};
+      if (coin()) stage.distill = DistillConfig{.target = "logits", .weight = 0.5, .temperature = number()};
       (coin() ? stage.epochs = number() : static_cast<double>(stage.max_steps = integer(1, 99)));
       made.stages.push_back(stage);
     }
@@ -141,6 +143,7 @@ TEST_CASE("a written configuration has every key", "[config]") {
   config.search.emplace();
   config.data.train.resize(1);
   config.stages.resize(1);
+  config.stages[0].distill.emplace();
   const std::string yaml = to_yaml(config);
   for (const std::string& key : config_keys()) CHECK_THAT(yaml, contains(key.substr(key.rfind('.') + 1) + ": "));
   CHECK_THAT(yaml, contains("ridge: auto"));

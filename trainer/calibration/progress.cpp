@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "checkpoint/retention.h"
 #include "checkpoint/snapshot.h"
 #include "config/plan_config.h"
 #include "storage/atomic_file.h"
@@ -51,8 +52,8 @@ void save_progress(const std::string& directory, const std::string& fingerprint,
                             {"plan", {{"uniattn", describe_plan(progress.result.plan)}}},
                             {"layers", reports}},
                   .weights = progress.result.weights,
-                  .moments = progress.states},
-                 2);
+                  .moments = progress.states});
+  prune_snapshots(own, {.last = 2});
   group.barrier();
 }
 

@@ -145,13 +145,20 @@ Outcome calibrate_run(const Session& session, const RunDirectory& run, const Pre
 }
 
 Outcome train_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group,
-                  int64_t stop_after) {
+                  const TrainOptions& options) {
   if (session.config.stages.empty()) return Outcome::finished;
   if (session.config.calibration && !has_calibration(run))
     fail_usage(
         "`{}` has not been calibrated yet: run `uniattn calibrate` first, or `uniattn run` for the whole pipeline",
         run.path);
-  return train(session.config, run, session.model, {*data.train, data.eval}, group, stop_after);
+  return train({.config = session.config,
+                .directory = run,
+                .model = session.model,
+                .tokenizer = *session.tokenizer,
+                .train = *data.train,
+                .eval = data.eval,
+                .group = group},
+               options);
 }
 
 void export_run(const Session& session, const RunDirectory& run, const std::string& out) {

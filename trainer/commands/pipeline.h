@@ -37,7 +37,7 @@ CalibrationOptions calibration_options(const CalibrationConfig& asked, const Mod
 Outcome calibrate_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group);
 
 Outcome train_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group,
-                  int64_t stop_after);
+                  const TrainOptions& options);
 
 // The newest state as a Hugging Face directory at `out`.
 void export_run(const Session& session, const RunDirectory& run, const std::string& out);

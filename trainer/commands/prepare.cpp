@@ -83,10 +83,10 @@ std::string samples_text(const TokenShards& shards, const Tokenizer& tokenizer, 
   return text;
 }
 
-void run_prepare(const ConfigOptions& options, int64_t show) {
+void run_prepare(const RunOptions& options, int64_t show) {
   if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
   const Session session = open_session(options.path, options.overrides);
-  const RunDirectory run = create_run_directory(session.config);
+  const RunDirectory run = create_run_directory(session.config, options.accept_changes);
   const PreparedData data = prepare_data(session, run);
   const int64_t max_length = session.config.data.max_length;
   std::string text = fmt::format("prepared data: {}\n", run.data());
@@ -106,7 +106,7 @@ void run_prepare(const ConfigOptions& options, int64_t show) {
 }  // namespace
 
 void add_prepare(CLI::App& program) {
-  auto options = std::make_shared<ConfigOptions>();
+  auto options = std::make_shared<RunOptions>();
   auto show = std::make_shared<int64_t>(0);
   CLI::App* command = program.add_subcommand("prepare", "Text to token shards, every record accounted for");
   options->add_to(*command);
