@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+
 #include "commands/inference_options.h"
 #include "inference/engine.h"
 #include "inference/text_stream.h"
@@ -74,6 +76,51 @@ class Run {
   std::vector<Token> tokens_;
 };
 
+// Forward passes to be timed, after a past of random keys and values: reading a long one takes minutes, and its content
+// changes no time.
+class Passes {
+ public:
+  explicit Passes(const InferenceModel& model) : model_(model), decoder_(model.decoder) {}
+
+  // `batch` sequences of `tokens` each, in place of those before.
+  void pretend(int64_t batch, int64_t tokens) {
+    for (const TokenSpan& span : spans_) decoder_.cache().close(span.sequence);
+    spans_.clear();
+    std::vector<SequenceSpan> past;
+    for (int64_t b = 0; b < batch; ++b) {
+      spans_.push_back({decoder_.cache().open(), {1}});
+      past.push_back({spans_.back().sequence, tokens});
+    }
+    if (tokens == 0) return;
+    const at::InferenceMode inference;
+    decoder_.cache().begin(past, false);
+    decoder_.cache().end(past);
+    for (size_t layer = 0; layer < model_.decoder.layers.size(); ++layer)
+      for (at::Tensor cache : {decoder_.cache().keys(layer), decoder_.cache().values(layer)})
+        if (cache.defined()) cache.normal_();
+  }
+  // Reads `tokens` more of every sequence, in chunks, and returns the seconds it took.
+  double read(int64_t tokens, int64_t chunk) {
+    const py::gil_scoped_release release;
+    const auto start = std::chrono::steady_clock::now();
+    for (int64_t first = 0; first < tokens; first += chunk) {
+      for (TokenSpan& span : spans_) {
+        span.tokens.resize(static_cast<size_t>(std::min(chunk, tokens - first)));
+        for (int64_t& id : span.tokens) id = ++last_ % model_.decoder.config.vocab_size;
+      }
+      decoder_.read(spans_);
+    }
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  int64_t cache_bytes() const { return decoder_.cache().bytes_used(); }
+
+ private:
+  const InferenceModel& model_;
+  CachedDecoder decoder_;
+  std::vector<TokenSpan> spans_;
+  int64_t last_ = 0;
+};
+
 std::unique_ptr<InferenceModel> load(const std::string& directory, const std::string& dtype) {
   const py::gil_scoped_release release;
   return std::make_unique<InferenceModel>(open_inference_model({directory, dtype}));
@@ -106,6 +153,11 @@ PYBIND11_MODULE(_engine, m) {
       .def("encode", &encode, py::arg("text"))
       .def("decode",
            [](const InferenceModel& model, const std::vector<int32_t>& ids) { return model.tokenizer->decode(ids); });
+  py::class_<Passes>(m, "Passes")
+      .def(py::init<const InferenceModel&>(), py::arg("model"), py::keep_alive<1, 2>())
+      .def("pretend", &Passes::pretend, py::arg("batch"), py::arg("tokens"))
+      .def("read", &Passes::read, py::arg("tokens"), py::arg("chunk"))
+      .def_property_readonly("cache_bytes", &Passes::cache_bytes);
   py::class_<Run::Token>(m, "Token")
       .def_readonly("index", &Run::Token::index)
       .def_readonly("id", &Run::Token::id)
