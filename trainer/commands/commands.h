@@ -14,10 +14,7 @@ void add_generate(CLI::App& program);
 void add_tokenize(CLI::App& program);
 void add_inspect(CLI::App& program);
 void add_plan(CLI::App& program);
-<<<<<<< HEAD
-void add_report(CLI::App& program);
-=======
 void add_bench(CLI::App& program);
->>>>>>> main
+void add_report(CLI::App& program);
 
 }  // namespace uniattn
