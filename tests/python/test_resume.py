@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from support.runs import metrics, snapshot_bytes
+from support.runs import metrics, snapshot_bytes, steps
 
 MEASURED = ("seconds", "tokens_per_s", "mfu", "mfu_causal", "peak_memory_bytes")
 
@@ -133,7 +133,7 @@ def split_run(run_uniattn, project, name, splits):
         split = (f"optimizer.micro_batch={micro}", f"optimizer.accumulation={accumulation}")
         stop = () if (micro, accumulation) == splits[-1] else ("--stop-after", 3)
         run_uniattn("train", config, *split, *stop)
-    return [m for m in metrics(run) if "loss" in m]
+    return steps(run)
 
 
 def test_changes_are_named_and_refused(run_uniattn, project):
@@ -164,7 +164,7 @@ def test_epochs_keep_their_share_when_the_batch_changes(run_uniattn, project):
     config, run = project.config("epoch", calibration=None, stages=stages, data=unpacked(project))
     run_uniattn("train", config, "--stop-after", 5)
     run_uniattn("train", config, "optimizer.accumulation=1", "--accept-changes")
-    lines = [m for m in metrics(run) if "loss" in m]
+    lines = steps(run)
     assert len(lines) == 5 + 10
     assert sum(m["tokens"] for m in lines) == sum(len(line.split()) for line in project.train.read_text().splitlines())
 

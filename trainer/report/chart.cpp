@@ -101,7 +101,8 @@ std::string to_svg(const Chart& chart) {
   out += fmt::format(R"(<text class="label" x="{}" y="20" text-anchor="end">{}</text>)", kWidth - kRight,
                      escape_html(chart.y_label));
   out += grid(frame, chart.whole_x);
-  for (const Curve& curve : chart.curves) out += draw(curve, frame);
+  for (const Curve& curve : chart.curves)
+    if (!curve.points.empty()) out += draw(curve, frame);
   out += fmt::format(R"(<text class="label" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text></svg>)",
                      (kLeft + kWidth - kRight) / 2, kHeight - 6, escape_html(chart.x_label));
   return out;
