@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from support.models import GEMMA2, LLAMA3, MISTRAL, follower, write_base, write_unified
 from support.oracle import Oracle
-from support.runs import VOCAB, Project, steps, random_documents, read_ids, snapshot_bytes, transformers_loss
+from support.runs import VOCAB, Project, random_documents, read_ids, snapshot_bytes, steps, transformers_loss
 from support.stories import write_ids
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
