@@ -7,6 +7,7 @@
 
 #include "catch.h"
 #include "config/config.h"
+#include "data/templates.h"
 #include "support/error.h"
 #include "temporary_yaml.h"
 
@@ -41,8 +42,10 @@ struct Generator {
   std::vector<DataSource> sources() {
     std::vector<DataSource> made(static_cast<size_t>(integer(1, 3)));
     for (DataSource& source : made) {
-      source = {
-          .path = text(), .format = choose<std::string>({"alpaca", "messages", "text", "ids"}), .weight = number()};
+      source = {.path = text(),
+                .format = choose<std::string>({"alpaca", "messages", "tulu_single_round"}),
+                .template_name = coin() ? choose(template_names()) : "",
+                .weight = number()};
     }
     return made;
   }

@@ -25,7 +25,7 @@ struct RunDirectory {
 // Creates the folder and its config.yaml. In a folder that has one already, keys that leave the weights as they would
 // have been may have changed: config.yaml follows. Any other change is refused by a UsageError that names every key;
 // with `accept_changes` those of data and training are warned of instead.
-RunDirectory create_run_directory(const Config& config, bool accept_changes = false);
+RunDirectory create_run_directory(const Config& config, bool accept_changes);
 
 // The plan that the configuration asks for, checked against the model. Throws UsageError when it does not fit, or when
 // an already unified model is given a plan.

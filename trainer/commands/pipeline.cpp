@@ -5,6 +5,7 @@
 
 #include "calibration/report.h"
 #include "checkpoint/export.h"
+#include "data/manifest.h"
 #include "model/footprint.h"
 #include "storage/atomic_file.h"
 #include "support/error.h"
@@ -36,13 +37,18 @@ bool fits(const CalibrationConfig& calibration, const char* what) {
   return std::find(calibration.fit.begin(), calibration.fit.end(), what) != calibration.fit.end();
 }
 
-void log_counts(const char* name, const PrepareCounts& c) {
+void log_counts(const char* name, const TokenShards& shards) {
+  const PrepareCounts& c = shards.counts();
   log::info(
-      fmt::format("{} data: {} of {} documents kept ({} truncated, {} split; dropped: {} over-long, {} without "
-                  "labels), {} tokens, {} "
-                  "supervised",
-                  name, c.kept, c.read, c.truncated, c.split, c.dropped_over_long, c.dropped_without_labels, c.tokens,
-                  c.supervised));
+      fmt::format("{} data: {} of {} documents kept ({} truncated, {} split; dropped: {} bad, {} filtered, {} "
+                  "over-long, {} without labels), {} tokens, {} supervised",
+                  name, c.kept, c.read, c.truncated, c.split, c.dropped_bad, c.dropped_filtered, c.dropped_over_long,
+                  c.dropped_without_labels, c.tokens, c.supervised));
+  for (const SourceEntry& source : shards.sources()) {
+    if (source.counts.dropped_bad > 0)
+      log::warn(fmt::format("{} of the {} records of {} cannot be read and were dropped; the first: {}",
+                            source.counts.dropped_bad, source.counts.read, source.path, source.first_bad));
+  }
 }
 
 }  // namespace
@@ -89,10 +95,11 @@ PreparedData prepare_data(const Session& session, const RunDirectory& run) {
     if (sources.empty()) return std::nullopt;
     const PrepareOptions options{.max_length = config.data.max_length,
                                  .over_long = config.data.over_long,
+                                 .bad_records = config.data.bad_records,
                                  .samples = samples,
                                  .seed = config.run.seed};
     TokenShards shards = prepare_tokens(sources, *session.tokenizer, session.model.path, options, run.data());
-    log_counts(name, shards.counts());
+    log_counts(name, shards);
     return shards;
   };
   PreparedData data;

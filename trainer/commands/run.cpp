@@ -1,4 +1,4 @@
-// run, prepare, calibrate, train: the commands that work through a configuration.
+// run, calibrate, train: the commands that work through a configuration.
 #include <filesystem>
 
 #include "calibration/report.h"
@@ -6,7 +6,6 @@
 #include "commands/dry_run.h"
 #include "commands/options.h"
 #include "commands/pipeline.h"
-#include "data/show.h"
 #include "parallel/device.h"
 #include "parallel/launch.h"
 #include "storage/atomic_file.h"
@@ -20,37 +19,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-ordered_json counts_json(const TokenShards& shards) {
-  const PrepareCounts& c = shards.counts();
-  return {{"read", c.read},
-          {"kept", c.kept},
-          {"truncated", c.truncated},
-          {"split", c.split},
-          {"dropped_over_long", c.dropped_over_long},
-          {"dropped_without_labels", c.dropped_without_labels},
-          {"tokens", c.tokens},
-          {"supervised", c.supervised}};
-}
-
-ordered_json data_json(const PreparedData& data) {
-  ordered_json result = ordered_json::object();
-  if (data.calibration) result["calibration"] = counts_json(*data.calibration);
-  if (data.train) result["train"] = counts_json(*data.train);
-  if (data.eval) result["eval"] = counts_json(*data.eval);
-  return result;
-}
-
-struct RunOptions : ConfigOptions {
-  bool accept_changes = false;
-
-  void add_to(CLI::App& command) {
-    ConfigOptions::add_to(command);
-    command.add_flag("--accept-changes", accept_changes,
-                     "Go on although data or training settings are not those that the run was started with");
-  }
-};
-
-// What all four commands do first. Data is ready before the ranks meet, so that no rank waits in a collective for
+// What all three commands do first. Data is ready before the ranks meet, so that no rank waits in a collective for
 // another's tokenizing.
 struct Started {
   Session session;
@@ -113,18 +82,6 @@ void run_all(const RunOptions& options) {
   print_result(options.json, result, text);
 }
 
-void run_prepare(const RunOptions& options, int64_t show) {
-  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
-  const Session session = open_session(options.path, options.overrides);
-  const RunDirectory run = create_run_directory(session.config, options.accept_changes);
-  const PreparedData data = prepare_data(session, run);
-  const TokenShards* shards = data.train ? &*data.train : data.calibration ? &*data.calibration : nullptr;
-  std::string text = fmt::format("prepared data: {}", run.data());
-  for (int64_t i = 0; shards && i < std::min(show, shards->size()); ++i)
-    text += "\n\n" + render_sample(shards->document(i), *session.tokenizer, isatty(STDOUT_FILENO));
-  print_result(options.json, data_json(data), text);
-}
-
 void run_calibrate(const RunOptions& options) {
   if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
   Started s = start(options);
@@ -167,14 +124,6 @@ void add_run(CLI::App& program) {
   auto options = std::make_shared<RunOptions>();
   add(program, "run", "The whole pipeline: prepare, calibrate, train, export, eval; continues where it stopped",
       options, [options] { run_all(*options); });
-}
-
-void add_prepare(CLI::App& program) {
-  auto options = std::make_shared<RunOptions>();
-  auto show = std::make_shared<int64_t>(0);
-  add(program, "prepare", "Text to token shards", options, [options, show] { run_prepare(*options, *show); })
-      ->add_option("--show", *show, "Print the first N documents, supervised tokens marked")
-      ->check(CLI::NonNegativeNumber);
 }
 
 void add_calibrate(CLI::App& program) {

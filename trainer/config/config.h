@@ -83,12 +83,13 @@ struct PlanConfig {
 
 struct DataSource {
   std::string path{};
-  std::string format{};  // alpaca | messages | text | ids
-  double weight = 1.0;   // epochs over this set per epoch of the mixture
+  std::string format{};         // alpaca | messages | tulu_single_round | text | ids
+  std::string template_name{};  // a chat template (data/templates.h); "": the format's own
+  double weight = 1.0;          // epochs over this set per epoch of the mixture
   void validate(const std::string& where) const;
   template <class V>
   void visit(V& v) {
-    v("path", path), v("format", format), v("weight", weight);
+    v("path", path), v("format", format), v("template", template_name), v("weight", weight);
   }
   bool operator==(const DataSource&) const = default;
 };
@@ -157,10 +158,12 @@ struct DataConfig {
   int64_t max_length = 1024;
   bool pack = true;
   std::string over_long = "truncate";  // truncate | drop | split | error
+  std::string bad_records = "drop";    // drop | error: records that cannot be read
   void validate() const;
   template <class V>
   void visit(V& v) {
-    v("train", train), v("eval", eval), v("max_length", max_length), v("pack", pack), v("over_long", over_long);
+    v("train", train), v("eval", eval), v("max_length", max_length), v("pack", pack), v("over_long", over_long),
+        v("bad_records", bad_records);
   }
   bool operator==(const DataConfig&) const = default;
 };

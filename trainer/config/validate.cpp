@@ -134,7 +134,15 @@ void PlanConfig::validate() const {
 
 void DataSource::validate(const std::string& where) const {
   require_text(where + ".path", path);
-  require_known(where + ".format", format, {"alpaca", "messages", "text", "ids"});
+  require_known(where + ".format", format, {"alpaca", "messages", "tulu_single_round", "text", "ids"});
+  if (!template_name.empty()) {
+    require_known(
+        where + ".template", template_name,
+        {"alpaca", "tulu", "llama2", "llama3", "llama3.1", "mistral", "mistral-v0.3", "gemma", "chatml", "plain"});
+    if (format == "text" || format == "ids")
+      invalid(where + ".template", "'{}' is for conversations and instructions, and the format is {}; remove it",
+              template_name, format);
+  }
   require_positive(where + ".weight", weight);
 }
 
@@ -189,6 +197,7 @@ void DataConfig::validate() const {
   validate_items("data.eval", eval);
   require_at_least<int64_t>("data.max_length", max_length, 2);
   require_known("data.over_long", over_long, {"truncate", "drop", "split", "error"});
+  require_known("data.bad_records", bad_records, {"drop", "error"});
 }
 
 void DistillConfig::validate(const std::string& where) const {
