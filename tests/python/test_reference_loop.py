@@ -1,5 +1,6 @@
 """Ten optimizer steps of the program against a training loop of PyTorch and `transformers` in float64."""
 
+import json
 import math
 
 import pytest
@@ -29,7 +30,8 @@ class Reference:
     def step(self, step, documents):
         """Loss and gradient norm; documents: (ids, number of prompt tokens). The clipped gradients stay."""
         warmup = math.ceil(WARMUP * STEPS)
-        rate = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (STEPS - warmup)))
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (STEPS - warmup)))
+        rate = (step + 1) / warmup if step < warmup else cosine
         count, total = sum(len(ids) - prompt for ids, prompt in documents), 0.0
         self.optimizer.zero_grad()
         for ids, prompt in documents:
@@ -49,8 +51,8 @@ def config_of(project, train, rows, length):
     return project.config(
         "ours", plan=None, calibration=None, stages=stages,
         data={"train": train, "max_length": length, "pack": True},
-        optimizer={"micro_batch": 1, "accumulation": rows, "warmup_ratio": WARMUP, "weight_decay": DECAY, "clip_norm": CLIP,
-                   "beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS},
+        optimizer={"micro_batch": 1, "accumulation": rows, "warmup_ratio": WARMUP, "weight_decay": DECAY,
+                   "clip_norm": CLIP, "beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS},
     )  # fmt: skip
 
 
@@ -96,8 +98,6 @@ def test_made_documents(run_uniattn, tmp_path, unified):
 @pytest.mark.parametrize("name", ["pmc_llama_instructions_1000", "tulu3_sft_filtered_1000"])
 def test_published_samples(run_uniattn, material, stories, tmp_path, name):
     """Alpaca and single-round Tulu-3 prompts, rendered and tokenized here."""
-    import json
-
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(stories.path / "tokenizer.model"))
     samples = short(material, name, pieces)
     file = tmp_path / "samples.jsonl"

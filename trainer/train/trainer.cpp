@@ -6,7 +6,7 @@
 
 #include "checkpoint/retention.h"
 #include "checkpoint/snapshot.h"
-#include "inference/generator.h"
+#include "inference/engine.h"
 #include "parallel/device.h"
 #include "support/error.h"
 #include "support/log.h"
@@ -119,13 +119,23 @@ class Trainer {
 
   void write_samples() {
     const Tokenizer& tokenizer = run_.tokenizer;
-    for (const std::string& prompt : config_.samples.prompts) {
-      std::vector<int64_t> ids;
-      if (tokenizer.bos_id() >= 0) ids.push_back(tokenizer.bos_id());
-      for (const int32_t id : tokenizer.encode(prompt)) ids.push_back(id);
-      const Generation generation = generate(model_, ids, {.max_new_tokens = config_.samples.max_new_tokens});
-      monitor_->sample(here(), prompt, tokenizer.decode({generation.tokens.begin(), generation.tokens.end()}));
+    const std::vector<std::string>& prompts = config_.samples.prompts;
+    std::vector<std::vector<int32_t>> answers(prompts.size());
+    const auto& ends = model_.config.eos_ids;
+    std::vector<GenerationRequest> requests;
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      GenerationRequest request{.max_new_tokens = config_.samples.max_new_tokens, .stop_ids = {ends.begin(), ends.end()}};
+      if (tokenizer.bos_id() >= 0) request.prompt.push_back(tokenizer.bos_id());
+      for (const int32_t id : tokenizer.encode(prompts[i])) request.prompt.push_back(id);
+      request.on_token = [&answer = answers[i]](int64_t token) {
+        answer.push_back(static_cast<int32_t>(token));
+        return true;
+      };
+      requests.push_back(std::move(request));
     }
+    Engine engine(model_);
+    run_to_end(engine, std::move(requests));
+    for (size_t i = 0; i < prompts.size(); ++i) monitor_->sample(here(), prompts[i], tokenizer.decode(answers[i]));
   }
 
   bool save_is_due() {

@@ -29,10 +29,12 @@ Row = dict[str, Any]
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="uniattn bench train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="uniattn bench train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=512, help="with heads of 64")
-    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--length", type=int, default=1024, help="tokens of a row")
     parser.add_argument("--micro-batch", type=int, default=1, help="rows of a step")
     parser.add_argument("--group", type=int, default=4, help="layers of a superblock")
@@ -136,7 +138,8 @@ def measure(folder: Path, dtype: str, args: argparse.Namespace) -> list[Row]:
             seconds, peak = side.turn(1 + args.steps)
             for value in seconds[1:]:
                 speed = args.length * args.micro_batch / value
-                rows.append({"dtype": dtype, "side": name, "round": turn, "seconds": value, "tokens_per_s": speed, "peak_mib": peak / 2**20})
+                row = {"dtype": dtype, "side": name, "round": turn, "seconds": value, "tokens_per_s": speed}
+                rows.append(row | {"peak_mib": peak / 2**20})
         print(f"{dtype}: round {turn + 1} of {args.rounds}", file=sys.stderr)
     for side in sides.values():
         side.close()
@@ -190,7 +193,8 @@ def plot(file: Path, rows: list[Row], args: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    print(f"{conditions()}; {args.layers} layers, D {args.hidden}, vocabulary {args.vocabulary}, {args.micro_batch} x {args.length} tokens a step")
+    model = f"{args.layers} layers, D {args.hidden}, vocabulary {args.vocabulary}"
+    print(f"{conditions()}; {model}, {args.micro_batch} x {args.length} tokens a step\n")
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder) / "model", args)
         write_documents(Path(folder) / "documents.ids", args)
