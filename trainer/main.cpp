@@ -1,6 +1,7 @@
 #include <c10/util/Exception.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <exception>
 
 #include "commands/commands.h"
@@ -8,6 +9,9 @@
 #include "support/log.h"
 
 int main(int argc, char** argv) {
+  // oneDNN keeps compiled code for each shape of a product, half a megabyte each, and packed rows come in many lengths:
+  // its default of 1,024 takes as much memory as a small model. A step needs a few dozen.
+  setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128", /*overwrite=*/0);
   CLI::App program(
       "uniattn: post-train a language model so that neighbouring layers share one softmax attention pattern.");
   program.require_subcommand(1);

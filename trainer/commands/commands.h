@@ -16,7 +16,7 @@ void add_serve(CLI::App& program);
 void add_tokenize(CLI::App& program);
 void add_inspect(CLI::App& program);
 void add_plan(CLI::App& program);
-void add_report(CLI::App& program);
 void add_bench(CLI::App& program);
+void add_report(CLI::App& program);
 
 }  // namespace uniattn

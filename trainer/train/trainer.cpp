@@ -37,11 +37,13 @@ class Trainer {
     model_.checkpoint_activations = config_.optimizer.activation_checkpointing;
     resume(options.accept_changes);
     if (options.stop_after > 0) stop_at_ = done_ + options.stop_after;
-    if (is_first()) monitor_.emplace(run.directory, done_);
-    peak_flops_ = config_.run.peak_tflops ? *config_.run.peak_tflops * 1e12 : measure_matmul_flops(device_, dtype);
   }
 
   Outcome run() {
+    if (is_complete()) return Outcome::finished;
+    if (is_first()) monitor_.emplace(run_.directory, ToldSteps{done_, held_out_loss_.has_value()});
+    const auto given = config_.run.peak_tflops;
+    peak_flops_ = given ? *given * 1e12 : measure_matmul_flops(device_, model_.embedding.scalar_type());
     for (; stage_ < static_cast<int64_t>(steps_.size()); ++stage_, step_ = 0) {
       run_stage();
       const bool last = stage_ + 1 == static_cast<int64_t>(steps_.size());
@@ -52,6 +54,10 @@ class Trainer {
 
  private:
   bool is_first() const { return run_.group.rank() == 0; }
+  bool is_complete() const {
+    const bool at_end = stage_ + 1 == static_cast<int64_t>(steps_.size()) && step_ == steps_[stage_];
+    return at_end && !evaluation_is_due();
+  }
   RunStep here() const { return {config_.stages[stage_].name, step_, steps_[stage_], done_}; }
 
   // Continues the current stage to its end, or until the run is to stop.
@@ -61,7 +67,7 @@ class Trainer {
     const std::optional<Decoder> teacher = read_teacher();
     Stage stage(run_, stage_, steps_[stage_], model_, teacher ? &*teacher : nullptr, masters_, peak_flops_);
     if (!pending_moments_.empty()) stage.optimizer().load(std::exchange(pending_moments_, {}));
-    log::info(fmt::format("stage {}: {} steps, {} done, {:.2f} M trained parameters", config_.stages[stage_].name,
+    log::info(fmt::format("stage {}: {} steps, {} done, {:.3f} M trained parameters", config_.stages[stage_].name,
                           steps_[stage_], step_, static_cast<double>(stage.trained_parameters()) / 1e6));
     while (step_ < steps_[stage_] && !stopping_) {
       train_step(stage);
