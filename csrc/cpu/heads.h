@@ -10,8 +10,11 @@
 #include "cpu/kernels.h"
 #include "cpu/tiling.h"
 #include "cpu/types.h"
+#include "probs_tiles.h"
 
 namespace uniattn::cpu {
+
+static_assert(kTile == kTileRows);
 
 struct Heads {
   int64_t count, groups, per_group;
@@ -47,6 +50,12 @@ inline at::Tensor widen(const at::Tensor& x) {
 
 inline at::Tensor narrow_to(const at::Tensor& x, const at::Tensor& like) {
   return x.narrow(2, 0, like.size(2)).contiguous();
+}
+
+// P of one head where holds_probs(tiles), else null.
+inline void* kept_probs(const at::Tensor& tiles, int64_t head) {
+  return tiles.size(1) == 0 ? nullptr
+                            : static_cast<char*>(tiles.data_ptr()) + head * tiles.stride(0) * tiles.element_size();
 }
 
 inline AttentionShape attention_shape(const Tiling& tiling, const at::Tensor& q, const AttentionOptions& options) {

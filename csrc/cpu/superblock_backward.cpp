@@ -78,23 +78,24 @@ std::vector<Tensor> widen(at::TensorList list) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Tensor& k, const Tensor& lse,
-                                                       const Tensor& cu_seqlens, at::TensorList grad_out,
-                                                       at::TensorList v, at::TensorList delta,
+                                                       const Tensor& tiles, const Tensor& cu_seqlens,
+                                                       at::TensorList grad_out, at::TensorList v, at::TensorList delta,
                                                        const c10::List<OptionalTensor>& head_map, bool causal,
                                                        int64_t window, double softcap, std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
-  check_superblock(q, k, lse, cu_seqlens, grad_out, v, delta, head_map, options);
+  check_superblock(q, k, lse, tiles, cu_seqlens, grad_out, v, delta, head_map, options);
   if (takes_widened(q)) {
     const auto [dq, dk, dv] =
-        superblock_backward(cpu::widen(q), cpu::widen(k), lse, cu_seqlens, widen(grad_out), widen(v), delta, head_map,
-                            causal, window, softcap, resolved_scale(options, q.size(2)));
+        superblock_backward(cpu::widen(q), cpu::widen(k), lse, tiles, cu_seqlens, widen(grad_out), widen(v), delta,
+                            head_map, causal, window, softcap, resolved_scale(options, q.size(2)));
     return {narrow_to(dq, q), narrow_to(dk, k), narrow_to(dv, k)};
   }
   if (!takes(q)) {
-    return composite::superblock_backward(q, k, lse, cu_seqlens, grad_out, v, delta, head_map, causal, window, softcap,
-                                          scale);
+    return composite::superblock_backward(q, k, lse, tiles, cu_seqlens, grad_out, v, delta, head_map, causal, window,
+                                          softcap, scale);
   }
-  const Tiling tiling(check_sequences(cu_seqlens, q.size(0)));
+  holds_probs(tiles, q, options);  // or are empty
+  const Tiling tiling(check_sequences(cu_seqlens, q.size(0)), options);
   const Heads heads(q, k, std::nullopt);
   const Readers readers(q, k, tiling, grad_out, v, head_map);
   const Packed q_rows(q, tiling, Packing::kRows), q_paired = Packed::paired(q_rows, q, tiling);
@@ -118,13 +119,14 @@ std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Te
       const int64_t row = head * row_lse.stride(0);
       leader_heads.push_back({q_rows.head(head), q_paired.head(head), grad_paired.head(head),
                               row_lse.const_data_ptr<float>() + row, total_delta.const_data_ptr<float>() + row,
-                              readers.of(head).data(), static_cast<int64_t>(readers.of(head).size()),
+                              kept_probs(tiles, head), readers.of(head).data(),
+                              static_cast<int64_t>(readers.of(head).size()),
                               dq.data_ptr<float>() + split * dq.stride(0) + head * dq.stride(1)});
     }
     for (int64_t tile = sequence.first + split; tile < sequence.last; tile += splits) {
-      kernels().superblock_backward({shape, tile, tiling.queries_of(tile, options), k_paired.head(group),
-                                     k_columns.head(group), leader_heads.data(), heads.per_group, head_data(dk, group),
-                                     head_data(dv, group), dk.stride(0), scratch});
+      kernels().superblock_backward({shape, tile, tiling.queries_of(tile), k_paired.head(group), k_columns.head(group),
+                                     leader_heads.data(), heads.per_group, head_data(dk, group), head_data(dv, group),
+                                     dk.stride(0), scratch});
     }
   };
   for_each_item(heads.groups * splits * static_cast<int64_t>(sequences.size()),

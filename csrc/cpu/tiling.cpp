@@ -22,28 +22,36 @@ TileRange range_in_sequence(const Tile& tile, int64_t index, int64_t begin, int6
 
 }  // namespace
 
-Tiling::Tiling(const std::vector<int64_t>& bounds) {
+Tiling::Tiling(const std::vector<int64_t>& bounds, const AttentionOptions& options) : options_(options) {
   for (size_t s = 0; s + 1 < bounds.size(); ++s) {
     for (int64_t begin = bounds[s]; begin < bounds[s + 1]; begin += kTile) {
       const int64_t count = std::min(kTile, bounds[s + 1] - begin);
-      tiles.push_back({begin, count, bounds[s], bounds[s + 1], size});
+      tiles.push_back({begin, count, bounds[s], bounds[s + 1], size, 0});
       size += padded(count);
     }
   }
+  int64_t blocks = 0;
+  for (int64_t t = 0; t < static_cast<int64_t>(tiles.size()); ++t) {
+    const TileRange keys = keys_of(t);
+    const int64_t first = tiles[keys.first].offset, count = tiles[t].count;
+    tiles[t].blocks = blocks - count * first;
+    blocks += count * (tiles[keys.last - 1].offset + padded(tiles[keys.last - 1].count) - first);
+    most_key_tiles = std::max(most_key_tiles, keys.last - keys.first);
+  }
 }
 
-TileRange Tiling::keys_of(int64_t tile, const AttentionOptions& options) const {
+TileRange Tiling::keys_of(int64_t tile) const {
   const Tile& t = tiles[tile];
   const int64_t begin =
-      options.window > 0 ? std::max(t.sequence_begin, t.begin - options.window + 1) : t.sequence_begin;
-  return range_in_sequence(t, tile, begin, options.causal ? t.begin + t.count : t.sequence_end);
+      options_.window > 0 ? std::max(t.sequence_begin, t.begin - options_.window + 1) : t.sequence_begin;
+  return range_in_sequence(t, tile, begin, options_.causal ? t.begin + t.count : t.sequence_end);
 }
 
-TileRange Tiling::queries_of(int64_t tile, const AttentionOptions& options) const {
+TileRange Tiling::queries_of(int64_t tile) const {
   const Tile& t = tiles[tile];
-  const int64_t reach = t.begin + t.count - 1 + std::min(options.window, t.sequence_end);  // any window is allowed
-  const int64_t end = options.window > 0 ? std::min(t.sequence_end, reach) : t.sequence_end;
-  return range_in_sequence(t, tile, options.causal ? t.begin : t.sequence_begin, end);
+  const int64_t reach = t.begin + t.count - 1 + std::min(options_.window, t.sequence_end);  // any window is allowed
+  const int64_t end = options_.window > 0 ? std::min(t.sequence_end, reach) : t.sequence_end;
+  return range_in_sequence(t, tile, options_.causal ? t.begin : t.sequence_begin, end);
 }
 
 std::vector<TileRange> Tiling::sequences() const {
@@ -77,6 +85,7 @@ Packed::Packed(const Tensor& x, const Tiling& tiling, Packing packing) {
 }
 
 const void* Packed::head(int64_t h) const {
+  if (!data_.defined()) return nullptr;
   return static_cast<const char*>(data_.const_data_ptr()) + h * data_.stride(0) * data_.element_size();
 }
 
