@@ -39,8 +39,9 @@ Tensor forward(Role role, const Tensor& q, const Tensor& k, const Tensor& v, con
   const int64_t count = static_cast<int64_t>(tiling.tiles.size());
   const int64_t floats = forward_scratch(shape.head_dim, tiling.most_key_tiles);
   for_each_item(heads.count * count, floats, [&](int64_t item, float* scratch) {
-    // Late tiles see most keys: they come first, so that no thread is left with one at the end.
-    const int64_t tile = count - 1 - item / heads.count, head = item % heads.count, leader = heads.leader(head);
+    // Head by head, whose keys and values then stay in the cache. Late tiles see most keys: they come first, so that no
+    // thread is left with one at the end.
+    const int64_t tile = count - 1 - item % count, head = item / count, leader = heads.leader(head);
     kernel({shape, tile, tiling.keys_of(tile), q_rows.head(leader), k_columns.head(heads.group_of(leader)),
             v_paired.head(heads.group_of(head)), lse.data_ptr<float>() + leader * lse.stride(0),
             kept_probs(tiles, leader), head_data(out, head), out.stride(0), scratch});
@@ -108,13 +109,13 @@ Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse
                            grad_paired.head(head)});
   }
   Tensor dv = at::empty(k.sizes(), k.options());
+  const int64_t count = static_cast<int64_t>(tiling.tiles.size());
   const AttentionShape shape = attention_shape(tiling, q, options);
-  for_each_item(heads.groups * static_cast<int64_t>(tiling.tiles.size()), value_backward_scratch(shape.head_dim),
-                [&](int64_t item, float* scratch) {
-                  const int64_t tile = item / heads.groups, group = item % heads.groups;
-                  kernels().value_backward({shape, tile, tiling.queries_of(tile), &value_heads[group * heads.per_group],
-                                            heads.per_group, head_data(dv, group), dv.stride(0), scratch});
-                });
+  for_each_item(heads.groups * count, value_backward_scratch(shape.head_dim), [&](int64_t item, float* scratch) {
+    const int64_t tile = item % count, group = item / count;
+    kernels().value_backward({shape, tile, tiling.queries_of(tile), &value_heads[group * heads.per_group],
+                              heads.per_group, head_data(dv, group), dv.stride(0), scratch});
+  });
   return dv;
 }
 

@@ -118,11 +118,12 @@ struct LeaderHead {
   float* dq;  // float32, packed by rows, without the scale: added to
 };
 
-// The part of a superblock's gradient that belongs to one tile of keys of one KV head.
+// The part of a superblock's gradient that belongs to a few tiles of keys of one KV head, backward_tiles(head_dim) at
+// most: what is read of a tile of queries is read once for all of them.
 struct SuperblockBackwardArgs {
   AttentionShape shape;
-  int64_t tile;
-  TileRange queries;
+  TileRange tiles;
+  const TileRange* queries;  // of each tile
   const void *k_paired, *k_columns;
   const LeaderHead* heads;
   int64_t head_count;
@@ -130,8 +131,11 @@ struct SuperblockBackwardArgs {
   int64_t stride;
   float* scratch;  // superblock_backward_scratch(head_dim) floats
 };
+static inline int64_t backward_tiles(int64_t head_dim) {
+  return head_dim < 256 ? 256 / head_dim : 1;  // their values, of all layers, stay in the second-level cache
+}
 static inline int64_t superblock_backward_scratch(int64_t head_dim) {
-  return kTile * (4 * kTile + 2 * head_dim);
+  return kTile * (4 * kTile + 2 * head_dim * backward_tiles(head_dim));
 }
 
 enum class Activation { kSilu, kGeluTanh };

@@ -111,6 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Te
   Tensor dq = at::zeros({splits, heads.count, tiling.size, q.size(2)}, q.options().dtype(at::kFloat));
   Tensor dk = at::empty(k.sizes(), k.options()), dv = at::empty(k.sizes(), k.options());
   const AttentionShape shape = attention_shape(tiling, q, options);
+  const int64_t step = backward_tiles(shape.head_dim);
   const auto work = [&](int64_t item, float* scratch) {
     const int64_t group = item % heads.groups, split = item / heads.groups % splits;
     const TileRange sequence = sequences[item / heads.groups / splits];
@@ -123,10 +124,21 @@ std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Te
                               static_cast<int64_t>(readers.of(head).size()),
                               dq.data_ptr<float>() + split * dq.stride(0) + head * dq.stride(1)});
     }
-    for (int64_t tile = sequence.first + split; tile < sequence.last; tile += splits) {
-      kernels().superblock_backward({shape, tile, tiling.queries_of(tile), k_paired.head(group), k_columns.head(group),
-                                     leader_heads.data(), heads.per_group, head_data(dk, group), head_data(dv, group),
-                                     dk.stride(0), scratch});
+    for (int64_t first = sequence.first + split * step; first < sequence.last; first += splits * step) {
+      const int64_t last = std::min(first + step, sequence.last);
+      std::vector<TileRange> queries;
+      for (int64_t tile = first; tile < last; ++tile) queries.push_back(tiling.queries_of(tile));
+      kernels().superblock_backward({shape,
+                                     {first, last},
+                                     queries.data(),
+                                     k_paired.head(group),
+                                     k_columns.head(group),
+                                     leader_heads.data(),
+                                     heads.per_group,
+                                     head_data(dk, group),
+                                     head_data(dv, group),
+                                     dk.stride(0),
+                                     scratch});
     }
   };
   for_each_item(heads.groups * splits * static_cast<int64_t>(sequences.size()),

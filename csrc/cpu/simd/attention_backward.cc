@@ -38,6 +38,7 @@ void value_backward_of(const ValueBackwardArgs& args) {
     const ValueHead& head = args.heads[h];
     for (int64_t t = args.queries.first; t < args.queries.last; ++t) {
       const Tile& queries = shape.tiles[t];
+      if (head.kept && t + 1 < args.queries.last) prefetch_kept(shape, head.kept, shape.tiles[t + 1], keys);
       const E* p = paired_probs<E>(shape, queries, keys, head, buffer);
       add_key_gradient<E>(queries, keys, d, p, head.grad_out_paired, dv);
     }
@@ -76,18 +77,25 @@ void grad_scores_tile(const AttentionShape& shape, const Tile& queries, const Ti
   }
 }
 
-// The scratch of superblock_backward and its sums over the tiles of queries.
+// The scratch of superblock_backward for one tile of keys, and the tile's sums over the tiles of queries.
 struct Buffers {
   float *scores, *probs, *ds, *operand;  // [kTile][kTile]
   float *dk, *dv;                        // [kTile][head_dim]
 };
 
+Buffers buffers(const SuperblockBackwardArgs& args, int64_t tile) {
+  constexpr int64_t square = kTile * kTile;
+  float* const scratch = args.scratch;
+  float* const sums = scratch + 4 * square + (tile - args.tiles.first) * 2 * kTile * args.shape.head_dim;
+  return {
+      scratch, scratch + square, scratch + 2 * square, scratch + 3 * square, sums, sums + kTile * args.shape.head_dim};
+}
+
 // Adds what one tile of queries gives, `probs` being its P by rows, float or as kept.
 template <class E, class T>
-void add_gradients(const SuperblockBackwardArgs& args, const LeaderHead& head, const Tile& queries, const T* probs,
-                   const Buffers& b) {
+void add_gradients(const SuperblockBackwardArgs& args, const LeaderHead& head, const Tile& queries, const Tile& keys,
+                   const T* probs, const Buffers& b) {
   const AttentionShape& shape = args.shape;
-  const Tile& keys = shape.tiles[args.tile];
   const int64_t d = shape.head_dim, width = padded(keys.count);
   E* operand = reinterpret_cast<E*>(b.operand);
   add_key_gradient<E>(queries, keys, d, as_paired(probs, queries.count, width, operand), head.grad_out_paired, b.dv);
@@ -101,37 +109,42 @@ void add_gradients(const SuperblockBackwardArgs& args, const LeaderHead& head, c
 }
 
 template <class E>
+void add_block(const SuperblockBackwardArgs& args, const LeaderHead& head, const Tile& queries, const Tile& keys,
+               const Buffers& b) {
+  const AttentionShape& shape = args.shape;
+  float factor = 0;
+  if (!head.kept || shape.softcap > 0) {
+    factor = score_tile<E>(shape, queries, keys, head.q_rows, args.k_columns, b.scores);
+  }
+  if (head.kept) {
+    add_gradients<E>(args, head, queries, keys, kept_rows<E>(shape, head.kept, queries, keys, b.probs), b);
+  } else {
+    probs_tile(shape, queries, keys, factor, head.lse, b.scores, b.probs);
+    add_gradients<E>(args, head, queries, keys, b.probs, b);
+  }
+}
+
+template <class E>
 void superblock_backward_of(const SuperblockBackwardArgs& args) {
   const AttentionShape& shape = args.shape;
-  const Tile& keys = shape.tiles[args.tile];
-  const int64_t d = shape.head_dim, square = kTile * kTile;
-  float* const scratch = args.scratch;
-  const Buffers b{scratch,
-                  scratch + square,
-                  scratch + 2 * square,
-                  scratch + 3 * square,
-                  scratch + 4 * square,
-                  scratch + 4 * square + kTile * d};
-  clear(b.dk, keys.count * d);
-  clear(b.dv, keys.count * d);
+  const auto [first, last] = args.tiles;
+  const int64_t d = shape.head_dim;
+  for (int64_t tile = first; tile < last; ++tile) clear(buffers(args, tile).dk, 2 * kTile * d);
   for (int64_t h = 0; h < args.head_count; ++h) {
-    const LeaderHead& head = args.heads[h];
-    for (int64_t t = args.queries.first; t < args.queries.last; ++t) {
-      const Tile& queries = shape.tiles[t];
-      float factor = 0;
-      if (!head.kept || shape.softcap > 0) {
-        factor = score_tile<E>(shape, queries, keys, head.q_rows, args.k_columns, b.scores);
-      }
-      if (head.kept) {
-        add_gradients<E>(args, head, queries, kept_rows<E>(shape, head.kept, queries, keys, b.probs), b);
-      } else {
-        probs_tile(shape, queries, keys, factor, head.lse, b.scores, b.probs);
-        add_gradients<E>(args, head, queries, b.probs, b);
+    // A later tile of keys is seen by no earlier queries, and by later ones.
+    for (int64_t t = args.queries[0].first; t < args.queries[last - 1 - first].last; ++t) {
+      for (int64_t tile = first; tile < last; ++tile) {
+        const TileRange& queries = args.queries[tile - first];
+        if (t < queries.first || t >= queries.last) continue;
+        add_block<E>(args, args.heads[h], shape.tiles[t], shape.tiles[tile], buffers(args, tile));
       }
     }
   }
-  write_tile(b.dk, keys, d, shape.scale, shape.type, args.dk, args.stride);
-  write_tile(b.dv, keys, d, 1, shape.type, args.dv, args.stride);
+  for (int64_t tile = first; tile < last; ++tile) {
+    const Buffers b = buffers(args, tile);
+    write_tile(b.dk, shape.tiles[tile], d, shape.scale, shape.type, args.dk, args.stride);
+    write_tile(b.dv, shape.tiles[tile], d, 1, shape.type, args.dv, args.stride);
+  }
 }
 
 UNIATTN_FOR_ELEMENTS(value_backward, ValueBackwardArgs)

@@ -65,6 +65,13 @@ const E* kept_rows(const AttentionShape& shape, const void* kept, const Tile& qu
   }
 }
 
+// Down a column of blocks the processor does not foresee the next one.
+inline void prefetch_kept(const AttentionShape& shape, const void* kept, const Tile& queries, const Tile& keys) {
+  const int64_t size = shape.type == Type::kFloat32 ? 4 : 2;
+  const char* block = static_cast<const char*>(kept) + (queries.blocks + queries.count * keys.offset) * size;
+  for (int64_t i = 0; i < queries.count * padded(keys.count) * size; i += 64) __builtin_prefetch(block + i, 0, 2);
+}
+
 inline void clear(float* x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) x[i] = 0;
 }
