@@ -11,12 +11,16 @@
   void fill_attention_backward(Kernels& table); \
   void fill_layers(Kernels& table);             \
   void fill_cross_entropy(Kernels& table);      \
+  void fill_decode(Kernels& table);             \
+  void fill_streaming_linear(Kernels& table);   \
   static Kernels table() {                      \
     Kernels result{};                           \
     fill_attention(result);                     \
     fill_attention_backward(result);            \
     fill_layers(result);                        \
     fill_cross_entropy(result);                 \
+    fill_decode(result);                        \
+    fill_streaming_linear(result);              \
     return result;                              \
   }                                             \
   }

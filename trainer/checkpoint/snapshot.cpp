@@ -28,17 +28,6 @@ std::optional<int64_t> step_of(const std::string& name) {
   return error == std::errc{} && end == name.data() + name.size() ? std::optional(step) : std::nullopt;
 }
 
-// Complete snapshots, oldest first.
-std::vector<std::pair<int64_t, fs::path>> list_snapshots(const fs::path& directory) {
-  std::vector<std::pair<int64_t, fs::path>> found;
-  if (!fs::is_directory(directory)) return found;
-  for (const fs::directory_entry& entry : fs::directory_iterator(directory))
-    if (const auto step = step_of(entry.path().filename()); step && fs::exists(entry.path() / kManifest))
-      found.emplace_back(*step, entry.path());
-  std::sort(found.begin(), found.end());
-  return found;
-}
-
 json describe_file(const fs::path& path) {
   return {{"size", fs::file_size(path)}, {"hash", file_hash(path)}};
 }
@@ -73,7 +62,7 @@ NamedTensors load_all(const fs::path& file) {
 
 }  // namespace
 
-void write_snapshot(const std::string& directory, int64_t step, const Snapshot& snapshot, int64_t keep_last) {
+void write_snapshot(const std::string& directory, int64_t step, const Snapshot& snapshot) {
   const fs::path final_path = fs::path(directory) / fmt::format("{}{}", kPrefix, step);
   const fs::path building = fs::path(final_path).concat(".partial");
   try {
@@ -86,17 +75,25 @@ void write_snapshot(const std::string& directory, int64_t step, const Snapshot& 
     write_file_atomically(building / kManifest, manifest.dump(2) + "\n");
     fs::remove_all(final_path);
     fs::rename(building, final_path);
-    const auto snapshots = list_snapshots(directory);
-    for (size_t i = 0; i + keep_last < snapshots.size(); ++i) fs::remove_all(snapshots[i].second);
   } catch (const fs::filesystem_error& error) {
     fail("writing snapshot `{}` failed: {}; the snapshots before it are untouched", final_path.string(), error.what());
   }
 }
 
+std::vector<std::pair<int64_t, std::string>> list_snapshots(const std::string& directory) {
+  std::vector<std::pair<int64_t, std::string>> found;
+  if (!fs::is_directory(directory)) return found;
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory))
+    if (const auto step = step_of(entry.path().filename()); step && fs::exists(entry.path() / kManifest))
+      found.emplace_back(*step, entry.path().string());
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
 std::optional<std::string> newest_snapshot(const std::string& directory) {
   const auto snapshots = list_snapshots(directory);
   if (snapshots.empty()) return std::nullopt;
-  return snapshots.back().second.string();
+  return snapshots.back().second;
 }
 
 Snapshot read_snapshot(const std::string& path) {

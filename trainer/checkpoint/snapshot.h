@@ -15,8 +15,11 @@ struct Snapshot {
 };
 
 // Writes `<directory>/step-<step>` beside and renames it; its manifest.json, with sizes and hashes, is the last file
-// written. Then removes all but the newest `keep_last` snapshots.
-void write_snapshot(const std::string& directory, int64_t step, const Snapshot& snapshot, int64_t keep_last);
+// written. Older ones stay (checkpoint/retention.h).
+void write_snapshot(const std::string& directory, int64_t step, const Snapshot& snapshot);
+
+// Steps and paths of the complete snapshots, oldest first.
+std::vector<std::pair<int64_t, std::string>> list_snapshots(const std::string& directory);
 
 // Path of the newest complete snapshot; folders without a manifest (a killed writer's) do not count.
 std::optional<std::string> newest_snapshot(const std::string& directory);

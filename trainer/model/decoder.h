@@ -31,13 +31,15 @@ class Decoder {
   at::Tensor final_norm;  // [D]
   at::Tensor head;        // [vocab, D]; the embedding itself when tied
   std::vector<Layer> layers;
+  bool checkpoint_activations = false;  // layers are computed again in the backward pass: less memory, the same bits
 
   // Compensations that the source lacks start at zero (low rank: up zero, down random with a fixed seed).
   static Decoder read(const TensorSource& source, const ModelConfig& config, const SharingPlan& plan,
                       at::ScalarType dtype, at::Device device = at::kCPU);
 
-  // Final normed hidden states [T, D] of packed sequences.
-  at::Tensor hidden(const Batch& batch) const;
+  // Final normed hidden states [T, D] of packed sequences. `after_attention`, if given, receives the residual stream
+  // after attention of every layer, [T, D] each.
+  at::Tensor hidden(const Batch& batch, std::vector<at::Tensor>* after_attention = nullptr) const;
   // Cross-entropy of every position's label [T] float32, 0 where there is none. Logits of the whole batch never exist.
   at::Tensor token_losses(const Batch& batch) const;
 

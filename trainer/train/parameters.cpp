@@ -2,21 +2,15 @@
 
 #include <cmath>
 
-#include "support/error.h"
-
 namespace uniattn {
-namespace {
 
-bool is_trained(const std::string& name, const std::string& which) {
-  return which == "all" || is_compensation(name);
-}
-
-}  // namespace
-
-TrainedParameters::TrainedParameters(Decoder& model, const std::string& which, Masters& masters) {
+TrainedParameters::TrainedParameters(Decoder& model, const TrainedSet& set, Masters& masters) {
+  std::vector<std::string> all;
+  for (auto& [name, parameter] : model.parameters()) all.push_back(name);
+  check_trained_set(set, all);
   for (auto& [name, parameter] : model.parameters()) {
     parameter->set_requires_grad(false);
-    if (!is_trained(name, which)) continue;
+    if (!is_trained(set, name)) continue;
     at::Tensor& master = masters[name];
     if (parameter->scalar_type() == at::kFloat) master = *parameter;  // one tensor serves as both
     if (!master.defined()) master = parameter->to(at::kFloat);
@@ -26,10 +20,6 @@ TrainedParameters::TrainedParameters(Decoder& model, const std::string& which, M
     masters_.push_back(master.detach());
     gradients_.push_back(at::zeros_like(masters_.back()));
   }
-  if (names_.empty())
-    fail_usage(
-        "a stage trains `{}`, but the model has no such parameters; give the plan a compensation or drop the stage",
-        which);
 }
 
 int64_t TrainedParameters::count() const {

@@ -8,6 +8,7 @@
 
 #include "model/decoder.h"
 #include "parallel/process_group.h"
+#include "train/trained_set.h"
 
 namespace uniattn {
 
@@ -16,10 +17,9 @@ using Masters = std::map<std::string, at::Tensor>;
 
 class TrainedParameters {
  public:
-  // `which`: "compensation" trains the compensations alone, "all" everything. All other parameters require no gradient.
-  // Missing masters are made from the model's weights; present ones must have the values that the model shows. Throws
-  // UsageError when the set is empty.
-  TrainedParameters(Decoder& model, const std::string& which, Masters& masters);
+  // Parameters outside `set` require no gradient. Missing masters are made from the model's weights; present ones must
+  // have the values that the model shows. Throws UsageError when the set, or one of its patterns, fits nothing.
+  TrainedParameters(Decoder& model, const TrainedSet& set, Masters& masters);
 
   const std::vector<std::string>& names() const { return names_; }
   const std::vector<at::Tensor>& masters() const { return masters_; }

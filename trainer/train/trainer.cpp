@@ -2,214 +2,231 @@
 
 #include <chrono>
 #include <cmath>
-#include <numeric>
 #include <utility>
 
+#include "checkpoint/retention.h"
 #include "checkpoint/snapshot.h"
+#include "inference/generator.h"
 #include "parallel/device.h"
 #include "support/error.h"
 #include "support/log.h"
 #include "support/signals.h"
-#include "train/adamw.h"
+#include "train/device_probe.h"
 #include "train/evaluate.h"
-#include "train/metrics.h"
-#include "train/schedule.h"
+#include "train/monitor.h"
+#include "train/stage.h"
 
 namespace uniattn {
 namespace {
 
 using nlohmann::json;
+using Clock = std::chrono::steady_clock;
 
-constexpr int kMaxSkippedSteps = 10;  // in a row, for gradients that are not finite
-
-Loader make_loader(const Config& config, const TokenShards& shards, int64_t stage, int64_t world_size) {
-  return Loader(shards, {.max_length = config.data.max_length,
-                         .rows_per_step = config.optimizer.micro_batch * config.optimizer.accumulation * world_size,
-                         .pack = config.data.pack,
-                         .seed = config.run.seed + stage});
-}
+constexpr int64_t kMaxSkippedSteps = 10;  // in a row, for gradients that are not finite
 
 class Trainer {
  public:
-  Trainer(const Config& config, const RunDirectory& run, const ModelDirectory& model, const TrainingData& data,
-          ProcessGroup& group)
-      : config_(config),
-        run_(run),
-        data_(data),
-        group_(group),
-        device_(compute_device(group.local_rank())),
-        steps_(stage_steps(config, data.train, group.world_size())) {
-    RunState start = initial_state(run, config, model);
-    model_ = Decoder::read(*start.tensors, model.config, start.plan, parse_dtype(config.model.dtype), device_);
-    resume();
+  Trainer(const TrainingRun& run, const TrainOptions& options)
+      : run_(run),
+        config_(run.config),
+        device_(compute_device(run.group.local_rank())),
+        steps_(stage_steps(config_, run.train, run.rows_per_step())) {
+    const RunState start = initial_state(run.directory, config_, run.model);
+    const at::ScalarType dtype = parse_dtype(config_.model.dtype);
+    model_ = Decoder::read(*start.tensors, run.model.config, start.plan, dtype, device_);
+    model_.checkpoint_activations = config_.optimizer.activation_checkpointing;
+    resume(options.accept_changes);
+    if (options.stop_after > 0) stop_at_ = done_ + options.stop_after;
+    if (is_first()) monitor_.emplace(run.directory, done_);
+    peak_flops_ = config_.run.peak_tflops ? *config_.run.peak_tflops * 1e12 : measure_matmul_flops(device_, dtype);
   }
 
-  Outcome run(int64_t stop_after) {
-    const int64_t total = std::accumulate(steps_.begin(), steps_.end(), int64_t{0});
-    stop_at_ = stop_after > 0 ? done_ + stop_after : total;
+  Outcome run() {
     for (; stage_ < static_cast<int64_t>(steps_.size()); ++stage_, step_ = 0) {
-      if (step_ < steps_[stage_]) run_stage();
-      if (stopping_ && done_ < total) return Outcome::stopped;
+      run_stage();
+      const bool last = stage_ + 1 == static_cast<int64_t>(steps_.size());
+      if (stopping_ && !(last && step_ == steps_[stage_])) return Outcome::stopped;
     }
     return Outcome::finished;
   }
 
  private:
+  bool is_first() const { return run_.group.rank() == 0; }
+  RunStep here() const { return {config_.stages[stage_].name, step_, steps_[stage_], done_}; }
+
   // Continues the current stage to its end, or until the run is to stop.
   void run_stage() {
-    const StageConfig& stage = config_.stages[stage_];
-    TrainedParameters parameters(model_, stage.train, masters_);
-    AdamW optimizer(parameters, config_.optimizer);
-    if (!pending_moments_.empty()) optimizer.load(std::exchange(pending_moments_, {}));
-    const Loader loader = make_loader(config_, data_.train, stage_, group_.world_size());
-    log::info(fmt::format("stage {}: {} steps, {} done, {:.2f} M trained parameters", stage.name, steps_[stage_], step_,
-                          static_cast<double>(parameters.count()) / 1e6));
+    if (evaluation_is_due()) measure_held_out_loss();  // of where training starts, or left out for a stop
+    if (step_ == steps_[stage_]) return;
+    const std::optional<Decoder> teacher = read_teacher();
+    Stage stage(run_, stage_, steps_[stage_], model_, teacher ? &*teacher : nullptr, masters_, peak_flops_);
+    if (!pending_moments_.empty()) stage.optimizer().load(std::exchange(pending_moments_, {}));
+    log::info(fmt::format("stage {}: {} steps, {} done, {:.2f} M trained parameters", config_.stages[stage_].name,
+                          steps_[stage_], step_, static_cast<double>(stage.trained_parameters()) / 1e6));
     while (step_ < steps_[stage_] && !stopping_) {
-      train_step(stage, loader, parameters, optimizer);
-      stopping_ = group_.any(stop_requested()) || done_ == stop_at_;
-      if (stopping_ || step_ == steps_[stage_] || done_ % config_.checkpoint.every_steps == 0) save(optimizer);
+      train_step(stage);
+      stopping_ = run_.group.any(stop_requested()) || done_ == stop_at_;
+      if (!stopping_ && evaluation_is_due()) measure_held_out_loss();
+      if (!stopping_ && samples_are_due()) write_samples();
+      if (save_is_due()) save(stage);
     }
-    progress_.finish();
-    if (step_ == steps_[stage_]) evaluate_stage(stage);
   }
 
-  void train_step(const StageConfig& stage, const Loader& loader, TrainedParameters& parameters, AdamW& optimizer) {
-    const auto start = std::chrono::steady_clock::now();
-    const std::vector<Batch> batches = fetch(loader);
-    StepMetrics metrics{.stage = stage.name, .step = step_ + 1, .total_steps = steps_[stage_]};
-    count_tokens(batches, metrics);
-    parameters.clear();
-    double loss = 0;
-    for (const Batch& batch : batches) {
-      // Each micro-batch is divided by the step's global count, so every split of the step sums to the same gradient.
-      const at::Tensor micro_loss = model_.token_losses(batch).sum() / static_cast<double>(metrics.supervised_tokens);
-      micro_loss.backward();
-      parameters.accumulate();
-      loss += micro_loss.item<double>();
-    }
-    parameters.all_reduce(group_);
-    metrics.loss = group_.sum(loss);
-    metrics.learning_rate = learning_rate(config_.optimizer.schedule, stage.learning_rate, step_, steps_[stage_],
-                                          config_.optimizer.warmup_ratio);
-    metrics.gradient_norm = parameters.gradient_norm();
-    update(parameters, optimizer, metrics);
+  std::optional<Decoder> read_teacher() const {
+    if (!config_.stages[stage_].distill) return std::nullopt;
+    Decoder teacher = Decoder::read(*open_model_tensors(run_.model.path), run_.model.config, run_.model.plan,
+                                    parse_dtype(config_.model.dtype), device_);
+    return teacher;
+  }
+
+  void train_step(Stage& stage) {
+    StepMetrics metrics = stage.step(step_);
     ++step_, ++done_;
-    metrics.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (group_.rank() != 0) return;
-    append_metrics(run_.metrics(), metrics);
-    progress_.show(metrics);
+    metrics.at.run_step = done_;
+    held_out_loss_.reset();
+    if (monitor_) monitor_->step(metrics);
+    skipped_ = metrics.updated ? 0 : skipped_ + 1;
+    if (!metrics.updated && monitor_)
+      monitor_->say(fmt::format("stage {} step {}: the gradient is not finite, the step is skipped", metrics.at.stage,
+                                metrics.at.step));
+    if (skipped_ == kMaxSkippedSteps)
+      fail("{} steps in a row had gradients that are not finite; lower the learning rate or look at the data",
+           kMaxSkippedSteps);
   }
 
-  std::vector<Batch> fetch(const Loader& loader) const {
-    const auto rows = loader.rows(step_);
-    std::vector<Batch> batches;
-    for (int64_t micro = 0; micro < config_.optimizer.accumulation; ++micro) {
-      const auto documents =
-          micro_batch(rows, micro, config_.optimizer.accumulation, group_.rank(), group_.world_size());
-      if (!documents.empty()) batches.push_back(to_device(make_batch(documents), device_));
+  bool evaluation_is_due() const {
+    if (!run_.eval || held_out_loss_) return false;
+    const int64_t every = config_.evaluation.every_steps;
+    return step_ == steps_[stage_] || (every > 0 && step_ % every == 0 && (step_ > 0 || done_ == 0));
+  }
+
+  bool samples_are_due() const {
+    if (!monitor_ || config_.samples.prompts.empty()) return false;
+    return step_ == steps_[stage_] || step_ % config_.samples.every_steps == 0;
+  }
+
+  void measure_held_out_loss() {
+    const Evaluation result = evaluate(model_, run_.eval->documents(), run_.group);
+    held_out_loss_ = result.loss;
+    if (monitor_) monitor_->held_out(here(), result);
+  }
+
+  void write_samples() {
+    const Tokenizer& tokenizer = run_.tokenizer;
+    for (const std::string& prompt : config_.samples.prompts) {
+      std::vector<int64_t> ids;
+      if (tokenizer.bos_id() >= 0) ids.push_back(tokenizer.bos_id());
+      for (const int32_t id : tokenizer.encode(prompt)) ids.push_back(id);
+      const Generation generation = generate(model_, ids, {.max_new_tokens = config_.samples.max_new_tokens});
+      monitor_->sample(here(), prompt, tokenizer.decode({generation.tokens.begin(), generation.tokens.end()}));
     }
-    return batches;
   }
 
-  void count_tokens(const std::vector<Batch>& batches, StepMetrics& metrics) {
-    int64_t tokens = 0, supervised = 0;
-    for (const Batch& batch : batches) tokens += batch.tokens.size(0), supervised += batch.supervised;
-    metrics.tokens = group_.sum(tokens);
-    metrics.supervised_tokens = group_.sum(supervised);
+  bool save_is_due() {
+    const CheckpointConfig& when = config_.checkpoint;
+    if (stopping_ || step_ == steps_[stage_] || (when.every_steps > 0 && done_ % when.every_steps == 0)) return true;
+    const std::chrono::duration<double, std::ratio<60>> since = Clock::now() - last_save_;
+    return when.every_minutes > 0 && run_.group.any(is_first() && since.count() >= when.every_minutes);
   }
 
-  // Clips and applies the gradients, or leaves the step out when they are not finite; all ranks see the same norm and
-  // decide alike.
-  void update(TrainedParameters& parameters, AdamW& optimizer, const StepMetrics& metrics) {
-    if (!std::isfinite(metrics.gradient_norm)) {
-      log::warn(fmt::format("stage {} step {}: the gradient is not finite, the step is skipped", metrics.stage,
-                            metrics.step));
-      if (++skipped_ == kMaxSkippedSteps)
-        fail("{} steps in a row had gradients that are not finite; lower the learning rate or look at the data",
-             kMaxSkippedSteps);
-      return;
+  void save(Stage& stage) {
+    // Whoever asked to stop does not wait for an evaluation: this snapshot is not compared with others.
+    if (config_.checkpoint.keep_best > 0 && !held_out_loss_ && !stopping_) measure_held_out_loss();
+    if (is_first()) {
+      Snapshot snapshot{.state = position(), .weights = {}, .moments = stage.optimizer().state()};
+      for (const auto& [name, master] : masters_) snapshot.weights.emplace_back(name, master.detach());
+      write_snapshot(run_.directory.checkpoints(), done_, snapshot);
+      prune_snapshots(run_.directory.checkpoints(), {config_.checkpoint.keep_last, config_.checkpoint.keep_best});
     }
-    skipped_ = 0;
-    const double limit = config_.optimizer.clip_norm;
-    if (limit > 0 && metrics.gradient_norm > limit) parameters.scale_gradients(limit / metrics.gradient_norm);
-    optimizer.step(parameters, metrics.learning_rate);
-    parameters.publish();
-  }
-
-  void evaluate_stage(const StageConfig& stage) {
-    if (!data_.eval) return;
-    const Evaluation result = evaluate(model_, data_.eval->documents(), group_);
-    log::info(fmt::format("stage {} done: held-out loss {:.4f}, perplexity {:.3f}", stage.name, result.loss,
-                          result.perplexity()));
+    run_.group.barrier();  // nobody goes on, or ends, before the snapshot is whole
+    last_save_ = Clock::now();
   }
 
   json position() const {
-    return {{"stage", stage_},
-            {"step", step_},
-            {"done", done_},
-            {"seed", config_.run.seed},
-            {"data", data_.train.hash()},
-            {"rows_per_step", config_.optimizer.micro_batch * config_.optimizer.accumulation * group_.world_size()}};
+    json position{{"stage", stage_},
+                  {"step", step_},
+                  {"stage_steps", steps_[stage_]},
+                  {"done", done_},
+                  {"skipped", skipped_},
+                  {"seed", config_.run.seed},
+                  {"data", run_.train.hash()},
+                  {"rows_per_step", run_.rows_per_step()}};
+    if (held_out_loss_) position["held_out_loss"] = *held_out_loss_;
+    return position;
   }
 
-  void save(const AdamW& optimizer) {
-    if (group_.rank() == 0) {
-      Snapshot snapshot{.state = position(), .weights = {}, .moments = optimizer.state()};
-      for (const auto& [name, master] : masters_) snapshot.weights.emplace_back(name, master.detach());
-      write_snapshot(run_.checkpoints(), done_, snapshot, config_.checkpoint.keep_last);
-    }
-    group_.barrier();  // nobody goes on, or ends, before the snapshot is whole
-  }
-
-  void resume() {
-    const auto path = newest_snapshot(run_.checkpoints());
-    if (!path) {
-      if (group_.rank() == 0) trim_metrics(run_.metrics(), 0);
-      return;
-    }
+  void resume(bool accept_changes) {
+    const auto path = newest_snapshot(run_.directory.checkpoints());
+    if (!path) return;
     Snapshot snapshot = read_snapshot(*path);
-    const json expected = position();
-    for (const char* key : {"data", "seed", "rows_per_step"})
-      if (snapshot.state.at(key) != expected.at(key))
-        fail_usage(
-            "snapshot `{}` was trained with another {}: {} there, {} now; continue with the same, or start a new "
-            "run.dir",
-            *path, key, snapshot.state.at(key).dump(), expected.at(key).dump());
+    check_same(*path, snapshot.state, accept_changes);
     stage_ = snapshot.state.at("stage");
+    if (stage_ >= static_cast<int64_t>(steps_.size()))
+      fail_usage("snapshot `{}` is of stage {}, and the configuration has {}; start a new run.dir", *path, stage_,
+                 steps_.size());
     step_ = snapshot.state.at("step");
+    if (const int64_t steps_then = snapshot.state.at("stage_steps"); steps_then != steps_[stage_])
+      step_ = step_in_changed_stage(steps_then);
     done_ = snapshot.state.at("done");
+    skipped_ = snapshot.state.at("skipped");
+    if (snapshot.state.contains("held_out_loss")) held_out_loss_ = snapshot.state.at("held_out_loss").get<double>();
     for (auto& [name, tensor] : snapshot.weights) masters_.emplace(name, tensor.to(device_));
     for (auto& [name, parameter] : model_.parameters())
       if (const auto master = masters_.find(name); master != masters_.end()) parameter->copy_(master->second);
-    if (step_ < steps_.at(stage_))
+    if (step_ < steps_[stage_])
       pending_moments_ = std::move(snapshot.moments);  // else the next stage starts with fresh ones
-    if (group_.rank() == 0) trim_metrics(run_.metrics(), done_);
     log::info(fmt::format("continuing from {}", *path));
   }
 
+  // What decides which rows a step has. The split of a step's rows does not.
+  void check_same(const std::string& path, const json& then, bool accept_changes) const {
+    const json now = position();
+    std::string changes;
+    for (const auto& [key, name] :
+         {std::pair{"data", "training data (its files, or data.* that prepares them)"},
+          {"seed", "run.seed"},
+          {"rows_per_step", "rows of a step (optimizer.micro_batch x optimizer.accumulation x ranks)"}})
+      if (then.at(key) != now.at(key))
+        changes += fmt::format("\n  {}: {} there, {} now", name, then.at(key).dump(), now.at(key).dump());
+    if (changes.empty()) return;
+    if (!accept_changes)
+      fail_usage(
+          "snapshot `{}` was trained with another{}\ncontinue with the same, start a new run.dir, or accept the change "
+          "by --accept-changes",
+          path, changes);
+    log::warn(fmt::format("continuing snapshot `{}` in spite of another{}", path, changes));
+  }
+
+  // Of a stage given in epochs the same share is done, whatever a step holds now; of one given in steps as many steps.
+  int64_t step_in_changed_stage(int64_t steps_then) const {
+    const int64_t steps = steps_[stage_];
+    return config_.stages[stage_].max_steps > 0 ? std::min(step_, steps) : step_ * steps / steps_then;
+  }
+
+  const TrainingRun& run_;
   const Config& config_;
-  const RunDirectory& run_;
-  const TrainingData& data_;
-  ProcessGroup& group_;
   at::Device device_;
   Decoder model_;
   std::vector<int64_t> steps_;               // per stage
   int64_t stage_ = 0, step_ = 0, done_ = 0;  // done_ counts over all stages
-  int64_t stop_at_ = 0;                      // in terms of done_
+  int64_t stop_at_ = -1;                     // in terms of done_; -1: nowhere
   bool stopping_ = false;
-  int skipped_ = 0;
+  int64_t skipped_ = 0;                  // steps in a row
+  std::optional<double> held_out_loss_;  // at this step, once measured
   Masters masters_;
-  NamedTensors pending_moments_;  // of a snapshot, until its stage's optimizer exists
-  Progress progress_;
+  NamedTensors pending_moments_;    // of a snapshot, until its stage's optimizer exists
+  std::optional<Monitor> monitor_;  // on rank 0
+  double peak_flops_ = 0;
+  Clock::time_point last_save_ = Clock::now();
 };
 
 }  // namespace
 
-std::vector<int64_t> stage_steps(const Config& config, const TokenShards& train, int64_t world_size) {
+std::vector<int64_t> stage_steps(const Config& config, const TokenShards& train, int64_t rows_per_step) {
   std::vector<int64_t> steps;
   for (size_t i = 0; i < config.stages.size(); ++i) {
     const StageConfig& stage = config.stages[i];
-    const int64_t per_epoch = make_loader(config, train, static_cast<int64_t>(i), world_size).steps_per_epoch();
+    const int64_t per_epoch = make_loader(config, train, static_cast<int64_t>(i), rows_per_step).steps_per_epoch();
     steps.push_back(stage.max_steps > 0
                         ? stage.max_steps
                         : static_cast<int64_t>(std::ceil(stage.epochs * static_cast<double>(per_epoch))));
@@ -217,9 +234,8 @@ std::vector<int64_t> stage_steps(const Config& config, const TokenShards& train,
   return steps;
 }
 
-Outcome train(const Config& config, const RunDirectory& run, const ModelDirectory& model, const TrainingData& data,
-              ProcessGroup& group, int64_t stop_after) {
-  return Trainer(config, run, model, data, group).run(stop_after);
+Outcome train(const TrainingRun& run, const TrainOptions& options) {
+  return Trainer(run, options).run();
 }
 
 }  // namespace uniattn

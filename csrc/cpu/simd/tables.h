@@ -10,6 +10,8 @@ void fill_attention(Kernels& table);
 void fill_attention_backward(Kernels& table);
 void fill_layers(Kernels& table);
 void fill_cross_entropy(Kernels& table);
+void fill_decode(Kernels& table);
+void fill_streaming_linear(Kernels& table);
 }  // namespace UNIATTN_ISA
 
 }  // namespace uniattn::cpu
