@@ -17,11 +17,6 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// A packed copy that only those need who have no P.
-Packed packed_unless(bool kept, const Tensor& x, const Tiling& tiling, Packing packing) {
-  return kept ? Packed() : Packed(x, tiling, packing);
-}
-
 enum class Role { kLeader, kFollower };
 
 // The leader writes lse, and tiles where they hold P; a follower reads them.
@@ -30,8 +25,8 @@ Tensor forward(Role role, const Tensor& q, const Tensor& k, const Tensor& v, con
   const Tiling tiling(check_sequences(cu_seqlens, q.size(0)), options);
   const Heads heads(q, k, head_map);
   const bool read = holds_probs(tiles, q, options) && role == Role::kFollower;
-  const Packed q_rows = packed_unless(read, q, tiling, Packing::kRows);
-  const Packed k_columns = packed_unless(read, k, tiling, Packing::kColumns);
+  const Packed q_rows = Packed::where(!read, q, tiling, Packing::kRows);
+  const Packed k_columns = Packed::where(!read, k, tiling, Packing::kColumns);
   const Packed v_paired(v, tiling, Packing::kPaired);
   const auto kernel = role == Role::kLeader ? kernels().leader_forward : kernels().follower_forward;
   const AttentionShape shape = attention_shape(tiling, q, options);
@@ -97,8 +92,8 @@ Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse
   const Tiling tiling(check_sequences(cu_seqlens, q.size(0)), options);
   const Heads heads(q, k, head_map);
   const bool kept = holds_probs(tiles, q, options);
-  const Packed q_rows = packed_unless(kept, q, tiling, Packing::kRows);
-  const Packed k_columns = packed_unless(kept, k, tiling, Packing::kColumns);
+  const Packed q_rows = Packed::where(!kept, q, tiling, Packing::kRows);
+  const Packed k_columns = Packed::where(!kept, k, tiling, Packing::kColumns);
   const Packed grad_paired(grad_out, tiling, Packing::kPaired);
   const Tensor row_lse = lse.contiguous();
   std::vector<ValueHead> value_heads;

@@ -123,8 +123,8 @@ struct LeaderHead {
 struct SuperblockBackwardArgs {
   AttentionShape shape;
   TileRange tiles;
-  const TileRange* queries;  // of each tile
-  const void *k_paired, *k_columns;
+  const TileRange* queries;          // of each tile
+  const void *k_paired, *k_columns;  // k_columns and the heads' q_rows: null where P is kept without soft-cap
   const LeaderHead* heads;
   int64_t head_count;
   void *dk, *dv;  // the KV head's first token

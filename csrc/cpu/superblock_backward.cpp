@@ -94,13 +94,14 @@ std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Te
     return composite::superblock_backward(q, k, lse, tiles, cu_seqlens, grad_out, v, delta, head_map, causal, window,
                                           softcap, scale);
   }
-  holds_probs(tiles, q, options);  // or are empty
+  const bool need_scores = !holds_probs(tiles, q, options) || softcap > 0;
   const Tiling tiling(check_sequences(cu_seqlens, q.size(0)), options);
   const Heads heads(q, k, std::nullopt);
   const Readers readers(q, k, tiling, grad_out, v, head_map);
-  const Packed q_rows(q, tiling, Packing::kRows), q_paired = Packed::paired(q_rows, q, tiling);
+  const Packed q_rows = Packed::where(need_scores, q, tiling, Packing::kRows);
+  const Packed k_columns = Packed::where(need_scores, k, tiling, Packing::kColumns);
+  const Packed q_paired = Packed::paired(q_rows, q, tiling), k_paired(k, tiling, Packing::kPaired);
   const Packed grad_paired = Packed::paired(readers.leader_grad(), grad_out[0], tiling);
-  const Packed k_paired(k, tiling, Packing::kPaired), k_columns(k, tiling, Packing::kColumns);
   const Tensor row_lse = lse.contiguous(), total_delta = leader_delta(delta, head_map);
   const std::vector<TileRange> sequences = tiling.sequences();
 

@@ -90,7 +90,7 @@ const void* Packed::head(int64_t h) const {
 }
 
 Packed Packed::paired(const Packed& rows, const Tensor& x, const Tiling& tiling) {
-  return type(x) == Type::kFloat32 ? rows : Packed(x, tiling, Packing::kPaired);
+  return type(x) == Type::kFloat32 && rows.data_.defined() ? rows : Packed(x, tiling, Packing::kPaired);
 }
 
 void for_each_item(int64_t items, int64_t floats, const std::function<void(int64_t, float*)>& work) {

@@ -35,7 +35,11 @@ class Packed {
   Packed() = default;  // no copy: head() is null
   Packed(const at::Tensor& x, const Tiling& tiling, Packing packing);
   const void* head(int64_t h) const;
-  // `rows`, a copy of x by rows, as a paired one.
+  // No copy where `needed` is false.
+  static Packed where(bool needed, const at::Tensor& x, const Tiling& tiling, Packing packing) {
+    return needed ? Packed(x, tiling, packing) : Packed();
+  }
+  // A paired copy of x; `rows` is one by rows, or none.
   static Packed paired(const Packed& rows, const at::Tensor& x, const Tiling& tiling);
   // The type of such copies.
   static Type type(const at::Tensor& x);

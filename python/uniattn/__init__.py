@@ -4,7 +4,8 @@ from uniattn import _library
 
 _library.load()
 
-from uniattn.ops import (  # noqa: E402 - the operators exist once the library is loaded
+from uniattn.convert import convert  # noqa: E402 - the operators exist once the library is loaded
+from uniattn.ops import (  # noqa: E402
     Probs,
     attend,
     attention,
@@ -15,12 +16,16 @@ from uniattn.ops import (  # noqa: E402 - the operators exist once the library i
     rms_norm,
     rotary,
 )
+from uniattn.plan import LayerPlan, SharingPlan  # noqa: E402
 
 __all__ = [
+    "LayerPlan",
     "Probs",
+    "SharingPlan",
     "attend",
     "attention",
     "compensated_output",
+    "convert",
     "gated_activation",
     "linear",
     "linear_cross_entropy",

@@ -104,7 +104,7 @@ void add_gradients(const SuperblockBackwardArgs& args, const LeaderHead& head, c
   const E* ds_rows = as_rows(b.ds, queries.count, width, operand);
   multiply<E, Layout::kRows>(ds_rows, width, tile_of<E>(args.k_paired, keys, d), d, head.dq + queries.offset * d, d,
                              queries.count, d, keys.count, true);
-  const E* ds_paired = as_paired(b.ds, queries.count, width, reinterpret_cast<E*>(b.ds));
+  const E* ds_paired = as_paired(ds_rows, queries.count, width, reinterpret_cast<E*>(b.ds));
   add_key_gradient<E>(queries, keys, d, ds_paired, head.q_paired, b.dk);
 }
 
