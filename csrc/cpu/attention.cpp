@@ -24,7 +24,7 @@ Tensor forward(Role role, const Tensor& q, const Tensor& k, const Tensor& v, con
                const Tensor& cu_seqlens, const OptionalTensor& head_map, const AttentionOptions& options) {
   const Tiling tiling(check_sequences(cu_seqlens, q.size(0)), options);
   const Heads heads(q, k, head_map);
-  const bool read = holds_probs(tiles, q, options) && role == Role::kFollower;
+  const bool kept = holds_probs(tiles, q, options), read = kept && role == Role::kFollower;
   const Packed q_rows = Packed::where(!read, q, tiling, Packing::kRows);
   const Packed k_columns = Packed::where(!read, k, tiling, Packing::kColumns);
   const Packed v_paired(v, tiling, Packing::kPaired);
@@ -32,7 +32,7 @@ Tensor forward(Role role, const Tensor& q, const Tensor& k, const Tensor& v, con
   const AttentionShape shape = attention_shape(tiling, q, options);
   Tensor out = at::empty(q.sizes(), q.options());
   const int64_t count = static_cast<int64_t>(tiling.tiles.size());
-  const int64_t floats = forward_scratch(shape.head_dim, tiling.most_key_tiles);
+  const int64_t floats = forward_scratch(shape.head_dim, kept && !read ? tiling.most_key_tiles : 0);
   for_each_item(heads.count * count, floats, [&](int64_t item, float* scratch) {
     // Head by head, whose keys and values then stay in the cache. Late tiles see most keys: they come first, so that no
     // thread is left with one at the end.

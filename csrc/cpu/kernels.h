@@ -73,10 +73,10 @@ struct ForwardArgs {
   void* kept;  // P of the head, written by the leader, read by a follower; null: not kept
   void* out;   // the head's first token
   int64_t out_stride;
-  float* scratch;  // forward_scratch(head_dim, tiles in keys) floats
+  float* scratch;  // forward_scratch(head_dim, tiles in keys, or 0 where the leader keeps no P) floats
 };
 static inline int64_t forward_scratch(int64_t head_dim, int64_t key_tiles) {
-  return kTile * (kTile + head_dim + key_tiles);
+  return kTile * (kTile + head_dim + kTile * key_tiles);
 }
 
 // What one query head reads of P and adds to dV.

@@ -48,25 +48,21 @@ void add_output(const Tile& queries, const Tile& keys, int64_t d, const E* probs
                              keys.count, true);
 }
 
-// Writes a tile of exp(scores - maximum) where P is kept.
 template <class T>
-void keep(const float* tile, int64_t count, T* block) {
-  for (int64_t i = 0; i < count; i += kLanes) store(block + i, load(tile + i));
+void copy(const float* from, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; i += kLanes) store(to + i, load(from + i));
 }
 
-// Turns the kept blocks of a tile of queries into P: the rows of the block of key tile t were written under the maxima
-// at maxima + (t - keys.first) * kTile, and lack exp(maximum - lse).
-template <class T>
-void normalize_kept(const ForwardArgs& args, const float* lse, const float* maxima) {
-  const Tile& queries = args.shape.tiles[args.tile];
-  for (int64_t t = args.keys.first; t < args.keys.last; ++t, maxima += kTile) {
-    const Tile& keys = args.shape.tiles[t];
-    T* row = kept_block<T>(args.kept, queries, keys);
-    float factor[kTile];
-    for (int64_t i = 0; i < kTile; i += kLanes) store(factor + i, exp(load(maxima + i) - load(lse + i)));
-    for (int64_t i = 0; i < queries.count; ++i) {
-      for (const T* end = row + padded(keys.count); row < end; row += kLanes) store(row, load(row) * factor[i]);
-    }
+// Keeps P of a tile of queries, from its scores. Rebuilt, it has the same bits.
+void keep_probs(const ForwardArgs& args, float factor, float* scores) {
+  const AttentionShape& shape = args.shape;
+  const Tile& queries = shape.tiles[args.tile];
+  for (int64_t t = args.keys.first; t < args.keys.last; ++t, scores += kTile * kTile) {
+    const Tile& keys = shape.tiles[t];
+    const int64_t count = queries.count * padded(keys.count);
+    probs_tile(shape, queries, keys, factor, args.lse, scores, scores);
+    shape.type == Type::kFloat32 ? copy(scores, count, kept_block<float>(args.kept, queries, keys))
+                                 : copy(scores, count, kept_block<BFloat16>(args.kept, queries, keys));
   }
 }
 
@@ -75,34 +71,28 @@ void leader_forward_of(const ForwardArgs& args) {
   const AttentionShape& shape = args.shape;
   const Tile& queries = shape.tiles[args.tile];
   const int64_t d = shape.head_dim;
-  const bool is_float = shape.type == Type::kFloat32;
-  float *scores = args.scratch, *out = scores + kTile * kTile, *maxima = out + kTile * d;
+  float *tile = args.scratch, *out = tile + kTile * kTile, *scores = out + kTile * d;
+  float factor = 1;
   Softmax state;
-  for (int64_t i = 0; i < kTile; ++i) state.maximum[i] = -kInfinity, state.total[i] = 0;
+  for (int64_t i = 0; i < queries.count; ++i) state.maximum[i] = -kInfinity, state.total[i] = 0;
   clear(out, queries.count * d);
   for (int64_t t = args.keys.first; t < args.keys.last; ++t) {
     const Tile& keys = shape.tiles[t];
     const int64_t width = padded(keys.count);
-    const float factor = score_tile<E>(shape, queries, keys, args.q_rows, args.k_columns, scores);
-    for (int64_t i = 0; i < queries.count * width; i += kLanes) store(scores + i, load(scores + i) * factor);
-    hide(shape, queries, keys, -kInfinity, scores);
-    softmax_tile(queries.count, width, d, scores, out, state);
-    if (args.kept) {
-      const int64_t count = queries.count * width;
-      is_float ? keep(scores, count, kept_block<float>(args.kept, queries, keys))
-               : keep(scores, count, kept_block<BFloat16>(args.kept, queries, keys));
-      keep(state.maximum, kTile, maxima + (t - args.keys.first) * kTile);
-    }
-    add_output<E>(queries, keys, d, as_rows(scores, queries.count, width, reinterpret_cast<E*>(scores)), args.v_paired,
+    float* raw = args.kept ? scores + (t - args.keys.first) * kTile * kTile : tile;
+    factor = score_tile<E>(shape, queries, keys, args.q_rows, args.k_columns, raw);
+    for (int64_t i = 0; i < queries.count * width; i += kLanes) store(tile + i, load(raw + i) * factor);
+    hide(shape, queries, keys, -kInfinity, tile);
+    softmax_tile(queries.count, width, d, tile, out, state);
+    add_output<E>(queries, keys, d, as_rows(tile, queries.count, width, reinterpret_cast<E*>(tile)), args.v_paired,
                   out);
   }
-  float lse[kTile] = {};
   for (int64_t i = 0; i < queries.count; ++i) {
     const float inverse = 1 / state.total[i];
     for (int64_t c = 0; c < d; c += kLanes) store(out + i * d + c, load(out + i * d + c) * inverse);
-    args.lse[queries.begin + i] = lse[i] = state.maximum[i] + __builtin_logf(state.total[i]);
+    args.lse[queries.begin + i] = state.maximum[i] + __builtin_logf(state.total[i]);
   }
-  if (args.kept) is_float ? normalize_kept<float>(args, lse, maxima) : normalize_kept<BFloat16>(args, lse, maxima);
+  if (args.kept) keep_probs(args, factor, scores);
   write_tile(out, queries, d, 1, shape.type, args.out, args.out_stride);
 }
 

@@ -59,9 +59,9 @@ void grad_probs_tile(const Tile& queries, const Tile& keys, int64_t d, const Lea
 
 // dS = P (dP - delta), times the derivative of the soft-cap, in place of dP. `scores` are capped, and not read without
 // soft-cap; the gradient lacks the scale.
-template <class T>
+template <class E>
 void grad_scores_tile(const AttentionShape& shape, const Tile& queries, const Tile& keys, const float* delta,
-                      const float* scores, const T* probs, float* dp) {
+                      const float* scores, const E* probs, float* dp) {
   const int64_t width = padded(keys.count);
   for (int64_t i = 0; i < queries.count; ++i) {
     const Vec row_delta = broadcast(delta[queries.begin + i]);
@@ -91,10 +91,10 @@ Buffers buffers(const SuperblockBackwardArgs& args, int64_t tile) {
       scratch, scratch + square, scratch + 2 * square, scratch + 3 * square, sums, sums + kTile * args.shape.head_dim};
 }
 
-// Adds what one tile of queries gives, `probs` being its P by rows, float or as kept.
-template <class E, class T>
+// Adds what one tile of queries gives, `probs` being its P by rows, which may lie in b.probs.
+template <class E>
 void add_gradients(const SuperblockBackwardArgs& args, const LeaderHead& head, const Tile& queries, const Tile& keys,
-                   const T* probs, const Buffers& b) {
+                   const E* probs, const Buffers& b) {
   const AttentionShape& shape = args.shape;
   const int64_t d = shape.head_dim, width = padded(keys.count);
   E* operand = reinterpret_cast<E*>(b.operand);
@@ -120,7 +120,8 @@ void add_block(const SuperblockBackwardArgs& args, const LeaderHead& head, const
     add_gradients<E>(args, head, queries, keys, kept_rows<E>(shape, head.kept, queries, keys, b.probs), b);
   } else {
     probs_tile(shape, queries, keys, factor, head.lse, b.scores, b.probs);
-    add_gradients<E>(args, head, queries, keys, b.probs, b);
+    const E* probs = as_rows(b.probs, queries.count, padded(keys.count), reinterpret_cast<E*>(b.probs));
+    add_gradients<E>(args, head, queries, keys, probs, b);
   }
 }
 

@@ -28,14 +28,17 @@ float score_tile(const AttentionShape& shape, const Tile& queries, const Tile& k
   return 1;
 }
 
-// P = exp(factor * scores - lse), 0 where hidden; `probs` may be `scores`.
+// P = exp(factor * scores - lse), 0 where hidden; `probs` may be `scores`. In bfloat16 it is rounded where it becomes
+// an operand; where operands are float it is rounded here, so that a P that was kept has the same bits.
 inline void probs_tile(const AttentionShape& shape, const Tile& queries, const Tile& keys, float factor,
                        const float* lse, const float* scores, float* probs) {
   const int64_t width = padded(keys.count);
+  const bool round = shape.type == Type::kBFloat16 && shape.packed == Type::kFloat32;
   for (int64_t i = 0; i < queries.count; ++i) {
     const Vec row_lse = broadcast(lse[queries.begin + i]);
     for (int64_t j = i * width; j < (i + 1) * width; j += kLanes) {
-      store(probs + j, exp(load(scores + j) * factor - row_lse));
+      const Vec p = exp(load(scores + j) * factor - row_lse);
+      store(probs + j, round ? reinterpret_cast<Vec>(rounded_bits(p) & 0xffff0000u) : p);
     }
   }
   hide(shape, queries, keys, 0, probs);
