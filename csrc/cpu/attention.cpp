@@ -25,9 +25,11 @@ Tensor forward(Role role, const Tensor& q, const Tensor& k, const Tensor& v, con
   const Tiling tiling(check_sequences(cu_seqlens, q.size(0)), options);
   const Heads heads(q, k, head_map);
   const bool kept = holds_probs(tiles, q, options), read = kept && role == Role::kFollower;
-  const Packed q_rows = Packed::where(!read, q, tiling, Packing::kRows);
-  const Packed k_columns = Packed::where(!read, k, tiling, Packing::kColumns);
-  const Packed v_paired(v, tiling, Packing::kPaired);
+  Packer packer(tiling);
+  const Packed q_rows = packer.copy_if(!read, q, Packing::kRows);
+  const Packed k_columns = packer.copy_if(!read, k, Packing::kColumns);
+  const Packed v_paired = packer.copy(v, Packing::kPaired);
+  packer.run();
   const auto kernel = role == Role::kLeader ? kernels().leader_forward : kernels().follower_forward;
   const AttentionShape shape = attention_shape(tiling, q, options);
   Tensor out = at::empty(q.sizes(), q.options());
@@ -92,9 +94,11 @@ Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse
   const Tiling tiling(check_sequences(cu_seqlens, q.size(0)), options);
   const Heads heads(q, k, head_map);
   const bool kept = holds_probs(tiles, q, options);
-  const Packed q_rows = Packed::where(!kept, q, tiling, Packing::kRows);
-  const Packed k_columns = Packed::where(!kept, k, tiling, Packing::kColumns);
-  const Packed grad_paired(grad_out, tiling, Packing::kPaired);
+  Packer packer(tiling);
+  const Packed q_rows = packer.copy_if(!kept, q, Packing::kRows);
+  const Packed k_columns = packer.copy_if(!kept, k, Packing::kColumns);
+  const Packed grad_paired = packer.copy(grad_out, Packing::kPaired);
+  packer.run();
   const Tensor row_lse = lse.contiguous();
   std::vector<ValueHead> value_heads;
   for (int64_t head = 0; head < heads.count; ++head) {

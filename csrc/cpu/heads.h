@@ -66,7 +66,7 @@ inline AttentionShape attention_shape(const Tiling& tiling, const at::Tensor& q,
           static_cast<float>(options.softcap),
           static_cast<float>(resolved_scale(options, q.size(2))),
           type_of(q),
-          Packed::type(q)};
+          Packer::type(q)};
 }
 
 }  // namespace uniattn::cpu

@@ -59,8 +59,11 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
   const PrefillTiles tiles(bounds, options);
   const Heads heads(q, k, head_map);
   const int64_t per_value_group = heads.count / v.size(1);
-  const Packed q_rows(q, tiles.queries, Packing::kRows), k_columns(k, tiles.keys, Packing::kColumns);
-  const Packed v_paired(v, tiles.keys, Packing::kPaired);
+  Packer queries(tiles.queries), keys(tiles.keys);
+  const Packed q_rows = queries.copy(q, Packing::kRows);
+  const Packed k_columns = keys.copy(k, Packing::kColumns), v_paired = keys.copy(v, Packing::kPaired);
+  queries.run();
+  keys.run();
   AttentionShape shape = attention_shape(tiles.keys, q, options);
   shape.tiles = tiles.tiles.data();
   Tensor out = at::empty(q.sizes(), q.options());

@@ -25,22 +25,20 @@ constexpr int64_t kItems = 16, kMaxSplits = 4;
 // The layers' dO and V, packed, and for every leader head the query heads that read its pattern.
 class Readers {
  public:
-  Readers(const Tensor& q, const Tensor& k, const Tiling& tiling, at::TensorList grad_out, at::TensorList v,
+  Readers(const Tensor& q, const Tensor& k, Packer& packer, at::TensorList grad_out, at::TensorList v,
           const c10::List<OptionalTensor>& head_map)
       : readers_(q.size(1)) {
     for (size_t layer = 0; layer < grad_out.size(); ++layer) {
       const Heads heads(q, k, head_map.get(layer));
       // Packed data does not move when these vectors grow.
-      grads_.emplace_back(grad_out[layer], tiling, Packing::kRows);
-      values_.emplace_back(v[layer], tiling, Packing::kColumns);
+      grads_.push_back(packer.copy(grad_out[layer], Packing::kRows));
+      values_.push_back(packer.copy(v[layer], Packing::kColumns));
       for (int64_t head = 0; head < heads.count; ++head) {
         readers_[heads.leader(head)].push_back({grads_.back().head(head), values_.back().head(heads.group_of(head))});
       }
     }
   }
   const std::vector<Reader>& of(int64_t head) const { return readers_[head]; }
-  // The leader's own dO.
-  const Packed& leader_grad() const { return grads_.front(); }
 
  private:
   std::vector<Packed> grads_, values_;
@@ -97,11 +95,13 @@ std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Te
   const bool need_scores = !holds_probs(tiles, q, options) || softcap > 0;
   const Tiling tiling(check_sequences(cu_seqlens, q.size(0)), options);
   const Heads heads(q, k, std::nullopt);
-  const Readers readers(q, k, tiling, grad_out, v, head_map);
-  const Packed q_rows = Packed::where(need_scores, q, tiling, Packing::kRows);
-  const Packed k_columns = Packed::where(need_scores, k, tiling, Packing::kColumns);
-  const Packed q_paired = Packed::paired(q_rows, q, tiling), k_paired(k, tiling, Packing::kPaired);
-  const Packed grad_paired = Packed::paired(readers.leader_grad(), grad_out[0], tiling);
+  Packer packer(tiling);
+  const Readers readers(q, k, packer, grad_out, v, head_map);
+  const Packed q_rows = packer.copy_if(need_scores, q, Packing::kRows);
+  const Packed k_columns = packer.copy_if(need_scores, k, Packing::kColumns);
+  const Packed q_paired = packer.copy(q, Packing::kPaired), k_paired = packer.copy(k, Packing::kPaired);
+  const Packed grad_paired = packer.copy(grad_out[0], Packing::kPaired);
+  packer.run();
   const Tensor row_lse = lse.contiguous(), total_delta = leader_delta(delta, head_map);
   const std::vector<TileRange> sequences = tiling.sequences();
 

@@ -63,34 +63,43 @@ std::vector<TileRange> Tiling::sequences() const {
   return ranges;
 }
 
-Type Packed::type(const Tensor& x) {
-  // A row of words, pairs of bfloat16, must fill whole vectors.
-  return type_of(x) == Type::kBFloat16 && kernels().multiplies_bfloat16 && x.size(2) % 32 == 0 ? Type::kBFloat16
-                                                                                               : Type::kFloat32;
-}
-
-Packed::Packed(const Tensor& x, const Tiling& tiling, Packing packing) {
-  const Tensor source = x.stride(2) == 1 ? x : x.contiguous();
-  const auto dtype = type(x) == Type::kFloat32 ? at::kFloat : at::kBFloat16;
-  data_ = at::empty({x.size(1), tiling.size, x.size(2)}, x.options().dtype(dtype));
-  // Tokens outside, heads inside: the source is read in its order.
-  at::parallel_for(0, static_cast<int64_t>(tiling.tiles.size()), 1, [&](int64_t first, int64_t last) {
-    for (int64_t tile = first; tile < last; ++tile) {
-      for (int64_t h = 0; h < x.size(1); ++h) {
-        const PackArgs args{head_data(source, h), source.stride(0), x.size(2), type_of(x), type(x), packing};
-        kernels().pack(args, tiling.tiles[tile], head_data(data_.transpose(0, 1), h));
-      }
-    }
-  });
-}
-
 const void* Packed::head(int64_t h) const {
   if (!data_.defined()) return nullptr;
   return static_cast<const char*>(data_.const_data_ptr()) + h * data_.stride(0) * data_.element_size();
 }
 
-Packed Packed::paired(const Packed& rows, const Tensor& x, const Tiling& tiling) {
-  return type(x) == Type::kFloat32 && rows.data_.defined() ? rows : Packed(x, tiling, Packing::kPaired);
+Type Packer::type(const Tensor& x) {
+  // A row of words, pairs of bfloat16, must fill whole vectors.
+  return type_of(x) == Type::kBFloat16 && kernels().multiplies_bfloat16 && x.size(2) % 32 == 0 ? Type::kBFloat16
+                                                                                               : Type::kFloat32;
+}
+
+Packed Packer::copy(const Tensor& x, Packing packing) {
+  const bool is_float = type(x) == Type::kFloat32;
+  if (is_float && packing == Packing::kPaired) packing = Packing::kRows;
+  for (const Job& job : jobs_) {
+    if (job.x.is_same(x) && job.packing == packing) return job.packed;
+  }
+  Packed packed;
+  packed.data_ =
+      at::empty({x.size(1), tiling_.size, x.size(2)}, x.options().dtype(is_float ? at::kFloat : at::kBFloat16));
+  jobs_.push_back({x, x.stride(2) == 1 ? x : x.contiguous(), packing, packed});
+  return packed;
+}
+
+void Packer::run() {
+  const auto tiles = static_cast<int64_t>(tiling_.tiles.size()), jobs = static_cast<int64_t>(jobs_.size());
+  // Tokens outside, heads inside: the source is read in its order.
+  at::parallel_for(0, jobs * tiles, 1, [&](int64_t first, int64_t last) {
+    for (int64_t item = first; item < last; ++item) {
+      const Job& job = jobs_[item / tiles];
+      const Tensor &x = job.source, &data = job.packed.data_;
+      for (int64_t h = 0; h < x.size(1); ++h) {
+        const PackArgs args{head_data(x, h), x.stride(0), x.size(2), type_of(x), type(x), job.packing};
+        kernels().pack(args, tiling_.tiles[item % tiles], head_data(data.transpose(0, 1), h));
+      }
+    }
+  });
 }
 
 void for_each_item(int64_t items, int64_t floats, const std::function<void(int64_t, float*)>& work) {

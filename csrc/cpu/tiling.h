@@ -28,24 +28,36 @@ struct Tiling {
   AttentionOptions options_;
 };
 
-// A packed copy of x [tokens, heads, head_dim]; head h starts at head(h). Float32 copies by rows and paired are the
-// same.
+// A packed copy of a tensor [tokens, heads, head_dim]; head h starts at head(h), which is null where there is none.
 class Packed {
  public:
-  Packed() = default;  // no copy: head() is null
-  Packed(const at::Tensor& x, const Tiling& tiling, Packing packing);
   const void* head(int64_t h) const;
+
+ private:
+  friend class Packer;
+  at::Tensor data_;  // [heads, tiling.size, head_dim]
+};
+
+// Makes packed copies, all that an operator needs in one go: to wake the threads takes as long as to copy a tensor.
+class Packer {
+ public:
+  explicit Packer(const Tiling& tiling) : tiling_(tiling) {}
+  // A copy of x, to be filled by run(). Float32 copies by rows and paired are the same, and are made once.
+  Packed copy(const at::Tensor& x, Packing packing);
   // No copy where `needed` is false.
-  static Packed where(bool needed, const at::Tensor& x, const Tiling& tiling, Packing packing) {
-    return needed ? Packed(x, tiling, packing) : Packed();
-  }
-  // A paired copy of x; `rows` is one by rows, or none.
-  static Packed paired(const Packed& rows, const at::Tensor& x, const Tiling& tiling);
+  Packed copy_if(bool needed, const at::Tensor& x, Packing packing) { return needed ? copy(x, packing) : Packed(); }
+  void run();
   // The type of such copies.
   static Type type(const at::Tensor& x);
 
  private:
-  at::Tensor data_;  // [heads, tiling.size, head_dim]
+  struct Job {
+    at::Tensor x, source;  // source: x with contiguous head_dim
+    Packing packing;
+    Packed packed;
+  };
+  const Tiling& tiling_;
+  std::vector<Job> jobs_;
 };
 
 // Runs work(item, scratch) for every item in [0, items), in any order, on all threads; scratch has `floats` floats.

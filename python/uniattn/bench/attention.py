@@ -60,7 +60,7 @@ def training_rows(args: argparse.Namespace, case: cases.Case) -> Iterator[Row]:
     phases = [phase for phase in args.phases if phase != "decode"]
     if not phases:
         return
-    peak = cases.product_rate(case)
+    peak = cases.product_rate(case.dtype, case.device)
     for reuse in reuses(args):
         block = cases.Superblock(case, keep_probs=reuse == "kept")
         measured = cases.measure_training(block, args.rounds)
@@ -73,7 +73,8 @@ def training_rows(args: argparse.Namespace, case: cases.Case) -> Iterator[Row]:
 def decode_rows(args: argparse.Namespace, case: cases.Case) -> Iterator[Row]:
     if "decode" not in args.phases:
         return
-    peak, decode = cases.reading_rate(case), cases.Decode(case)
+    decode = cases.Decode(case)
+    peak = cases.reading_rate(round(decode.gigabytes("leader") * 1e9), case.device)
     for role, samples in cases.measure_decode(decode, args.rounds).items():
         ours, theirs = decode.gigabytes(role), decode.gigabytes("leader")
         row = {"phase": "decode", "reuse": role, "unit": "GB/s", "backend": decode.backend.name}

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Callable
 
 import torch
@@ -170,7 +171,7 @@ def measure_decode(decode: Decode, rounds: int, repeats: int = 10) -> dict[str, 
         results = {}
         for name, step in (
             ("leader", decode.leader),
-            ("follower", lambda: decode.follower(results["leader"][0][1])),
+            ("follower", lambda: decode.follower(results["leader"][0][-1][1])),
             ("sdpa", decode.separate),
         ):
             with sdpa_kernel(decode.backend):
@@ -183,19 +184,21 @@ def measure_decode(decode: Decode, rounds: int, repeats: int = 10) -> dict[str, 
 
 
 def best_rate(work: Callable[[], Any], amount: float, device: str) -> float:
-    """Of `amount` done by `work`: per second, in the best of some runs."""
+    """Of `amount` done by `work`: per second, in the best of many runs."""
     work()
-    return amount / min(timed(work, device)[1] for _ in range(10)) * 1e3
+    return amount / min(timed(work, device)[1] for _ in range(50)) * 1e3
 
 
-def product_rate(case: Case) -> float:
-    """GFLOP/s of a large matrix product in the case's dtype."""
+@lru_cache
+def product_rate(dtype: torch.dtype, device: str) -> float:
+    """GFLOP/s of a large matrix product."""
     size = 1024
-    a, b = case.draw(size, size), case.draw(size, size)
-    return best_rate(lambda: uniattn.linear(a, b), 2e-9 * size**3, case.device)
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return best_rate(lambda: uniattn.linear(a, b), 2e-9 * size**3, device)
 
 
-def reading_rate(case: Case) -> float:
-    """GB/s of a sum over as much as a leader's step reads."""
-    x = torch.randn(2 * case.tokens * case.kv_heads * case.head_dim * case.dtype.itemsize // 4, device=case.device)
-    return best_rate(x.sum, x.nbytes * 1e-9, case.device)
+@lru_cache
+def reading_rate(size: int, device: str) -> float:
+    """GB/s of a sum over so many bytes."""
+    x = torch.randn(size // 4, device=device)
+    return best_rate(x.sum, x.nbytes * 1e-9, device)

@@ -52,9 +52,13 @@ def check_error(ours, plain, exact, dtype):
     """At most twice the error of the same formula in the same dtype, in the mean.
 
     The largest error may add some rounding of float32: where a row sees few keys, dP - delta cancels, and the plain formula
-    cancels equal numbers but a kernel that never holds P has delta from O.
+    cancels equal numbers but a kernel that never holds P has delta from O. A row of one key has no gradient at all, to
+    rounding of the numbers of order 1 that cancel.
     """
     ours, plain, exact = (x.detach().double() for x in (ours, plain, exact))
+    if not exact.any():
+        assert not (ours.abs() > 16 * torch.finfo(dtype).eps).any()
+        return
     error, allowed = (ours - exact).abs(), (plain - exact).abs()
     rounding = torch.finfo(dtype).eps * exact.abs().max()
     assert error.square().mean().sqrt() <= 2 * allowed.square().mean().sqrt() + rounding / 8
