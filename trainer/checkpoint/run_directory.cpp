@@ -20,11 +20,11 @@ using nlohmann::json;
 constexpr const char* kPlan = "/plan.json";
 constexpr const char* kWeights = "/weights.safetensors";
 
-std::string read_text(const std::string& path) {
-  std::ifstream in(path);
-  std::stringstream text;
-  text << in.rdbuf();
-  return text.str();
+// How a step is divided over micro-batches and ranks may change within a run: it is the same step.
+void take_split(const Config& from, Config& to) {
+  to.parallel = from.parallel;
+  to.optimizer.micro_batch = from.optimizer.micro_batch;
+  to.optimizer.accumulation = from.optimizer.accumulation;
 }
 
 [[noreturn]] void report_difference(const std::string& path, const std::string& found, const std::string& asked) {
@@ -51,8 +51,9 @@ RunDirectory create_run_directory(const Config& config) {
   create_directories(run.path);
   const FileLock lock(run.path + "/.lock");  // ranks start together
   if (fs::exists(run.config())) {
-    if (const std::string found = read_text(run.config()); found != yaml) report_difference(run.config(), found, yaml);
-    return run;
+    Config found = load_config(run.config());
+    take_split(config, found);
+    if (const std::string text = to_yaml(found); text != yaml) report_difference(run.config(), text, yaml);
   }
   write_file_atomically(run.config(), yaml);
   return run;
@@ -84,7 +85,7 @@ RunState newest_state(const RunDirectory& run, const Config& config, const Model
   RunState state = initial_state(run, config, model);
   if (const auto path = newest_snapshot(run.checkpoints()))
     state.tensors = std::make_shared<LayeredSource>(
-        std::vector<std::shared_ptr<const TensorSource>>{snapshot_weights(*path), state.tensors});
+        std::vector<std::shared_ptr<const TensorSource>>{open_snapshot(*path).weights, state.tensors});
   return state;
 }
 

@@ -1,4 +1,7 @@
 // run, prepare, calibrate, train: the commands that work through a configuration.
+#include <fmt/ranges.h>
+#include <unistd.h>
+
 #include <filesystem>
 
 #include "commands/commands.h"
@@ -10,6 +13,7 @@
 #include "parallel/launch.h"
 #include "support/error.h"
 #include "support/log.h"
+#include "storage/atomic_file.h"
 #include "storage/json.h"
 #include "support/signals.h"
 
@@ -38,6 +42,34 @@ ordered_json data_json(const PreparedData& data) {
   return result;
 }
 
+// Ranks on several machines must find the same files.
+void require_shared(const std::string& directory, ProcessGroup& group) {
+  const std::string mark = group.all_gather(fmt::format("{}/.ranks-{}", directory, getpid()))[0];
+  if (group.rank() == 0) write_file_atomically(mark, "");
+  group.barrier();
+  std::vector<int64_t> blind;
+  const std::vector<int64_t> sees = group.all_gather(int64_t{std::filesystem::exists(mark)});
+  for (int64_t rank = 0; rank < group.world_size(); ++rank)
+    if (!sees[rank]) blind.push_back(rank);
+  if (group.rank() == 0) std::filesystem::remove(mark);
+  if (!blind.empty())
+    fail_usage("rank {} does not see what rank 0 writes to `{}`; put run.dir on storage that all machines share",
+               fmt::join(blind, ", "), directory);
+}
+
+// That all ranks were given the same, before any of them works on it.
+void require_equal_inputs(const Session& session, const RunDirectory& run, const PreparedData& data,
+                          ProcessGroup& group) {
+  if (group.world_size() == 1) return;
+  group.require_equal("configuration", to_yaml(session.config));
+  group.require_equal("model's config.json", session.model.json.dump());
+  for (const auto& [name, shards] : {std::pair("calibration data", &data.calibration),
+                                     {"training data", &data.train},
+                                     {"held-out data", &data.eval}})
+    group.require_equal(name, *shards ? (*shards)->hash() : "");
+  require_shared(run.path, group);
+}
+
 // What all four commands do first. Data is ready before the ranks meet, so that no rank waits in a collective for
 // another's tokenizing.
 struct Started {
@@ -55,7 +87,7 @@ Started start(const ConfigOptions& options) {
   if (first) log::set_file(started.run.log());
   started.data = prepare_data(started.session, started.run);
   started.group = std::make_unique<ProcessGroup>(std::chrono::seconds(started.session.config.parallel.timeout_seconds));
-  started.group->require_equal("configuration", to_yaml(started.session.config));
+  require_equal_inputs(started.session, started.run, started.data, *started.group);
   watch_signals();
   return started;
 }

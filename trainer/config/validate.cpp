@@ -210,6 +210,11 @@ void CheckpointConfig::validate() const {
 }
 
 void ParallelConfig::validate() const {
+  require_known("parallel.shard", shard, {"none", "optimizer", "gradients", "full"});
+  require_at_least<int64_t>("parallel.replicas", replicas, 1);
+  if (shard == "none" && replicas != 1)
+    invalid("parallel.replicas", "is {}, and with shard: none every rank is a replica; choose what to shard, or drop it",
+            replicas);
   require_at_least<int64_t>("parallel.timeout_seconds", timeout_seconds, 1);
 }
 
