@@ -5,7 +5,8 @@
 // the follower's query heads reads. scale defaults to head_dim^-1/2; window and softcap are off at 0.
 #include <torch/library.h>
 
-#define UNIATTN_MASK "bool causal=True, int window=0, float softcap=0., float? scale=None"
+#define UNIATTN_SIGHT "int window=0, float softcap=0., float? scale=None"
+#define UNIATTN_MASK "bool causal=True, " UNIATTN_SIGHT
 
 TORCH_LIBRARY(uniattn, m) {
   // Differentiable. `attention` returns three gradient handles per follower, in the order that `attend` takes them.
@@ -52,4 +53,21 @@ TORCH_LIBRARY(uniattn, m) {
       "linear_cross_entropy_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor labels, Tensor lse, float "
       "softcap, "
       "int chunk) -> (Tensor dhidden, Tensor dweight)");
+
+  // Generation, without gradients: see uniattn/decode.h. cache [pages, kv_heads, page_size, head_dim]; page_table int32
+  // [batch, slots]; lengths int32 [batch]; slots int64 [tokens].
+  m.def("append_to_cache(Tensor(a!) cache, Tensor x, Tensor slots) -> ()");
+  m.def("read_cache(Tensor cache, Tensor slots) -> Tensor");
+  m.def(
+      "decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor page_table, Tensor lengths, int max_length, "
+      "bool "
+      "return_probs=True, " UNIATTN_SIGHT ") -> (Tensor out, Tensor probs)");
+  m.def(
+      "decode_attend(Tensor probs, Tensor v_cache, Tensor page_table, Tensor lengths, Tensor? head_map=None, int "
+      "window=0) -> Tensor");
+  m.def("prefill_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, " UNIATTN_SIGHT
+        ") -> (Tensor out, Tensor lse)");
+  m.def(
+      "prefill_attend(Tensor q, Tensor k, Tensor lse, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, Tensor? "
+      "head_map=None, " UNIATTN_SIGHT ") -> Tensor");
 }

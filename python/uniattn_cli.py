@@ -16,6 +16,7 @@ def main() -> None:
     # torch may live in another site directory than this package, where the program's run path does not reach.
     libraries = [str(_directory("torch") / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
     os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, libraries))
+    os.environ["UNIATTN_PYTHON"] = sys.executable  # for `uniattn bench`
     os.execv(program, ["uniattn", *sys.argv[1:]])
 
 

@@ -9,20 +9,22 @@ same order for all. Writes OUT/training.csv, .md and .png; everything runs under
 """
 
 import argparse
-import csv
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-import calibration_arms as arms
-from calibration_arms import Arm, Data
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+
+from uniattn.bench import calibration_arms as arms  # noqa: E402 - from the source tree
+from uniattn.bench.calibration_arms import Arm, Data  # noqa: E402
+from uniattn.bench.report import markdown, write_csv  # noqa: E402
 
 STARTS = [arms.ZERO, arms.PUBLISHED_ARM, arms.COMPENSATION, arms.DEFAULT]
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", type=Path, default=Path("build/release/uniattn"))
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face directory of a Llama")
     parser.add_argument("--calibration", type=Path, required=True, help="also trained on")
     parser.add_argument("--held-out", type=Path, required=True)
@@ -40,7 +42,6 @@ def parse_arguments() -> argparse.Namespace:
 class Bench:
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.program = arms.Program(args.program)
         self.work = args.out / "work"
         shutil.rmtree(self.work, ignore_errors=True)
         self.text = Data(args.calibration, args.format)
@@ -54,10 +55,10 @@ class Bench:
         run = self.work / arm.name
         if arm is arms.PUBLISHED_ARM:
             prepared = self.work / "prepared"
-            self.program("prepare", self.config(arms.DEFAULT, prepared))
+            arms.run("prepare", self.config(arms.DEFAULT, prepared))
             arms.published(self.args.model, self.args.plan, self.args.max_length, prepared, run)
         elif arm.fit:
-            self.program("calibrate", self.config(arm, run))
+            arms.run("calibrate", self.config(arm, run))
         return run / "calibration" if arm is not arms.ZERO else None
 
     def train(self, arm: Arm, start: Path | None, steps: int) -> float:
@@ -76,7 +77,7 @@ class Bench:
             "stages": [stage] if steps else [],
             "optimizer": {"micro_batch": args.documents_per_step},
         }
-        return self.program("run", self.config(arm, run) | sections)[0]["loss"]
+        return arms.run("run", self.config(arm, run) | sections)[0]["loss"]
 
 
 def plot(losses: dict[str, list[float]], steps: list[int], file: Path) -> None:
@@ -103,12 +104,11 @@ def main() -> None:
         start = bench.calibrate(arm)
         losses[arm.name] = [bench.train(arm, start, steps) for steps in args.steps]
         print(arm.name, losses[arm.name], flush=True)
-    with open(args.out / "training.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["start", "steps", "loss"])
-        writer.writerows((name, n, x) for name, points in losses.items() for n, x in zip(args.steps, points))
+    points = [(name, n, loss) for name, found in losses.items() for n, loss in zip(args.steps, found)]
+    columns = ["start", "steps", "loss"]
+    write_csv(args.out / "training.csv", columns, [dict(zip(columns, point)) for point in points])
     rows = [[name, *(f"{loss:.4f}" for loss in points)] for name, points in losses.items()]
-    text = arms.markdown(["started from", *(f"{n} steps" for n in args.steps)], rows)
+    text = markdown(["started from", *(f"{n} steps" for n in args.steps)], rows)
     (args.out / "training.md").write_text(text)
     plot(losses, args.steps, args.out / "training.png")
     print("\n" + text)

@@ -21,6 +21,8 @@ int main(int argc, char** argv) {
   uniattn::add_tokenize(program);
   uniattn::add_inspect(program);
   uniattn::add_plan(program);
+  uniattn::add_bench(program);
+  uniattn::add_report(program);
   try {
     program.parse(argc, argv);
     return 0;

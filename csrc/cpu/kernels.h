@@ -155,6 +155,49 @@ struct LogitsArgs {
   float* lse;             // [rows]: written forward, read backward
 };
 
+// One sequence's share of a cache [pages, kv_heads, page_size, head_dim]: its page p is pages[p % slots].
+struct CachedHeads {
+  const void* data;
+  const int32_t* pages;
+  int64_t slots, kv_heads, page_size, head_dim;
+  Type type;
+};
+
+// What the newest token of a sequence takes from the positions [begin, end): a split of those that it sees. Column 0 of
+// its heads' rows of P is the first position of page first_page.
+struct DecodeArgs {
+  CachedHeads k, v;  // k: the leader's
+  const void* q;     // [heads, head_dim] contiguous, the leader's
+  int64_t heads, begin, end, first_page;
+  float scale, softcap;  // softcap 0: off
+  // Per query head the row that it reads, [columns], whole pages. The leader leaves exp(score - maximum) in the split's
+  // pages, 0 where nothing is seen, and the maximum and the sum.
+  float* const* rows;
+  float *maximum, *total;  // [heads]
+  float* out;              // [heads, head_dim]: sum of weight times value
+};
+
+// The splits of one query head brought together.
+struct DecodeMergeArgs {
+  int64_t splits, head_dim;
+  const float* out;              // of split s at s * out_stride
+  const float *maximum, *total;  // of split s at s * statistic_stride; null for a follower, whose splits are added
+  int64_t out_stride, statistic_stride;
+  Type type;
+  void* result;        // [head_dim]
+  float* row;          // becomes P; null where nobody asks for it
+  int64_t split_size;  // columns of the row in a split, but for the last
+  int64_t columns;
+};
+
+// x W^T for a few rows, W read once. out [rows, width] float32 or bfloat16 like x.
+struct StreamingLinearArgs {
+  const void *x, *weight;  // [rows, depth], [width, depth], both contiguous
+  int64_t rows, depth, width;
+  Type type;
+  void* out;
+};
+
 struct Kernels {
   bool multiplies_bfloat16;  // whether packed copies may be bfloat16
   // Copies one tile of a head; `packed` is the head's copy.
@@ -184,6 +227,11 @@ struct Kernels {
   void (*cross_entropy_forward)(const LogitsArgs&, float* loss);
   // Overwrites the logits with the gradient of sum(grad * loss), grad [rows].
   void (*cross_entropy_backward)(const LogitsArgs&, const float* grad);
+  void (*decode_leader)(const DecodeArgs&);
+  void (*decode_follower)(const DecodeArgs&);
+  void (*decode_merge)(const DecodeMergeArgs&);
+  // Columns [begin, end) of the result.
+  void (*streaming_linear)(const StreamingLinearArgs&, int64_t begin, int64_t end);
 };
 
 const Kernels& kernels();

@@ -27,6 +27,14 @@ class ByteTokenizer : public Tokenizer {
     }
     return text.starts_with(' ') ? text.substr(1) : text;
   }
+  std::string_view token_bytes(int32_t id) const override {
+    static const std::string kBytes = [] {
+      std::string bytes;
+      for (int byte = 0; byte < 256; ++byte) bytes += static_cast<char>(byte);
+      return bytes;
+    }();
+    return id >= 3 ? std::string_view(kBytes).substr(static_cast<size_t>(id) - 3, 1) : std::string_view();
+  }
   int64_t vocab_size() const override { return 259; }
   int32_t bos_id() const override { return bos_; }
   int32_t eos_id() const override { return 2; }
@@ -51,7 +59,7 @@ inline std::string all_text(const Document& document) {
 struct Workplace {
   TemporaryDirectory directory;
   ByteTokenizer tokenizer;
-  PrepareOptions options{.max_length = 4096};
+  PrepareOptions options{.max_length = 4096, .bad_records = "error"};
 
   DataSource source(const std::string& name, const std::string& format, const std::string& text, double weight = 1) {
     write_bytes(directory / name, text);

@@ -7,6 +7,7 @@
 
 #include "catch.h"
 #include "config/config.h"
+#include "data/templates.h"
 #include "support/error.h"
 #include "temporary_yaml.h"
 
@@ -41,8 +42,10 @@ struct Generator {
   std::vector<DataSource> sources() {
     std::vector<DataSource> made(static_cast<size_t>(integer(1, 3)));
     for (DataSource& source : made) {
-      source = {
-          .path = text(), .format = choose<std::string>({"alpaca", "messages", "text", "ids"}), .weight = number()};
+      source = {.path = text(),
+                .format = choose<std::string>({"alpaca", "messages", "tulu_single_round"}),
+                .template_name = coin() ? choose(template_names()) : "",
+                .weight = number()};
     }
     return made;
   }
@@ -95,6 +98,8 @@ struct Generator {
     made.data = {.train = sources(), .max_length = integer(2, 1 << 20), .pack = coin(), .over_long = "split"};
     for (int64_t i = integer(0, 3); i > 0; --i) {
       StageConfig stage{.name = text() + std::to_string(i), .learning_rate = number()};
+      if (coin()) stage.train = {.kind = "patterns", .patterns = {text() + "*", "model.norm.weight"}};
+      if (coin()) stage.distill = DistillConfig{.target = "logits", .weight = 0.5, .temperature = number()};
       (coin() ? stage.epochs = number() : static_cast<double>(stage.max_steps = integer(1, 99)));
       made.stages.push_back(stage);
     }
@@ -138,6 +143,7 @@ TEST_CASE("a written configuration has every key", "[config]") {
   config.search.emplace();
   config.data.train.resize(1);
   config.stages.resize(1);
+  config.stages[0].distill.emplace();
   const std::string yaml = to_yaml(config);
   for (const std::string& key : config_keys()) CHECK_THAT(yaml, contains(key.substr(key.rfind('.') + 1) + ": "));
   CHECK_THAT(yaml, contains("ridge: auto"));

@@ -1,10 +1,11 @@
 #include <fstream>
 
 #include "catch.h"
+#include "checkpoint/retention.h"
 #include "checkpoint/snapshot.h"
+#include "commands/pipeline.h"
 #include "support/error.h"
 #include "tiny_model.h"
-#include "train/schedule.h"
 #include "train/trainer.h"
 
 using namespace uniattn;
@@ -19,8 +20,8 @@ Config tiny_run(const std::string& scratch, const std::string& name) {
   config.plan = PlanConfig{.group = 2, .begin = 0, .end = 4};
   config.data.train = {{.path = "documents.ids", .format = "ids"}};
   config.data.max_length = 32;
-  config.stages = {{.name = "compensation", .train = "compensation", .max_steps = 4, .learning_rate = 1e-2},
-                   {.name = "all", .train = "all", .max_steps = 6, .learning_rate = 3e-3}};
+  config.stages = {{.name = "compensation", .train = {"compensation"}, .max_steps = 4, .learning_rate = 1e-2},
+                   {.name = "all", .train = {"all"}, .max_steps = 6, .learning_rate = 3e-3}};
   config.optimizer.micro_batch = 2;
   config.optimizer.accumulation = 2;
   config.checkpoint.every_steps = 3;
@@ -34,10 +35,19 @@ std::vector<nlohmann::json> metrics_of(const Config& config) {
   return lines;
 }
 
-Outcome train_tiny(const Config& config, const TokenShards& data, int64_t stop_after = 0) {
+Outcome train_tiny(const Config& config, const TokenShards& data, const TrainOptions& options = {}) {
   ProcessGroup alone(std::chrono::seconds(60));
-  const RunDirectory run = create_run_directory(config);
-  return train(config, run, open_model_directory(config.model.path), {data, std::nullopt}, alone, stop_after);
+  const RunDirectory run = create_run_directory(config, options.accept_changes);
+  const ModelDirectory model = open_model_directory(config.model.path);
+  const auto tokenizer = tokenizer_or_ids_only(model);
+  return train({.config = config,
+                .directory = run,
+                .model = model,
+                .tokenizer = *tokenizer,
+                .train = data,
+                .eval = config.data.eval.empty() ? std::nullopt : std::optional(data),
+                .group = alone},
+               options);
 }
 
 bool same_bits(const NamedTensors& a, const NamedTensors& b) {
@@ -78,7 +88,7 @@ TEST_CASE("packing changes nothing but the rows", "[train]") {
     config.data.pack = pack;
     config.optimizer.micro_batch = 16;  // all documents in one step either way
     config.optimizer.accumulation = 1;
-    config.stages = {{.name = "all", .train = "all", .max_steps = 1, .learning_rate = 1e-3}};
+    config.stages = {{.name = "all", .train = {"all"}, .max_steps = 1, .learning_rate = 1e-3}};
     train_tiny(config, data);
     norms[pack] = metrics_of(config)[0]["grad_norm"];
     losses[pack] = metrics_of(config)[0]["loss"];
@@ -96,9 +106,9 @@ TEST_CASE("resuming is bit-exact, across stages and dtypes", "[train]") {
            broken = tiny_run(scratch.path(), "broken-" + dtype);
     straight.model.dtype = broken.model.dtype = dtype;
     REQUIRE(train_tiny(straight, data) == Outcome::finished);
-    REQUIRE(train_tiny(broken, data, 2) == Outcome::stopped);  // inside the first stage
-    REQUIRE(train_tiny(broken, data, 2) == Outcome::stopped);  // at its end
-    REQUIRE(train_tiny(broken, data, 1) == Outcome::stopped);  // inside the second
+    REQUIRE(train_tiny(broken, data, {.stop_after = 2}) == Outcome::stopped);  // inside the first stage
+    REQUIRE(train_tiny(broken, data, {.stop_after = 2}) == Outcome::stopped);  // at its end
+    REQUIRE(train_tiny(broken, data, {.stop_after = 1}) == Outcome::stopped);  // inside the second
     REQUIRE(train_tiny(broken, data) == Outcome::finished);
     const Snapshot a = read_snapshot(*newest_snapshot(straight.run.dir + "/checkpoints"));
     const Snapshot b = read_snapshot(*newest_snapshot(broken.run.dir + "/checkpoints"));
@@ -128,24 +138,16 @@ TEST_CASE("a snapshot trained on other data is refused", "[train]") {
   const TemporaryDirectory scratch;
   write_tiny_model(scratch / "model");
   const Config config = tiny_run(scratch.path(), "run");
-  train_tiny(config, random_shards(scratch / "data", 40, 32), 2);
+  train_tiny(config, random_shards(scratch / "data", 40, 32), {.stop_after = 2});
   CHECK_THROWS_AS(train_tiny(config, random_shards(scratch / "other", 41, 32)), UsageError);
-}
-
-TEST_CASE("learning-rate schedules", "[train]") {
-  CHECK(learning_rate("cosine", 1.0, 0, 100, 0.1) == Approx(0.1));
-  CHECK(learning_rate("cosine", 1.0, 9, 100, 0.1) == Approx(1.0));
-  CHECK(learning_rate("cosine", 1.0, 55, 100, 0.1) == Approx(0.5));
-  CHECK(learning_rate("linear", 1.0, 75, 100, 0.5) == Approx(0.5));
-  CHECK(learning_rate("constant", 2.0, 99, 100, 0.0) == Approx(2.0));
-  CHECK_THROWS_AS(learning_rate("stairs", 1.0, 0, 1, 0.0), UsageError);
 }
 
 TEST_CASE("snapshots are whole or refused", "[train]") {
   const TemporaryDirectory scratch;
   const std::string directory = scratch / "checkpoints";
   const Snapshot snapshot{{{"done", 1}}, {{"w", at::randn({4, 4})}}, {{"m", at::randn({4})}}};
-  for (int64_t step : {3, 6, 9}) write_snapshot(directory, step, snapshot, 2);
+  for (int64_t step : {3, 6, 9}) write_snapshot(directory, step, snapshot);
+  prune_snapshots(directory, {.last = 2});
   CHECK_FALSE(std::filesystem::exists(directory + "/step-3"));
   CHECK(*newest_snapshot(directory) == directory + "/step-9");
   CHECK(same_bits(read_snapshot(directory + "/step-9").weights, snapshot.weights));

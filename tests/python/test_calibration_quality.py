@@ -6,8 +6,8 @@ import pytest
 import torch
 from support.models import follower
 from support.oracle import Oracle
-from support.published import calibrate as published_calibrate
-from support.published import leaders, write_calibration
+from uniattn.bench.published import calibrate as published_calibrate
+from uniattn.bench.published import leaders, write_calibration
 from support.runs import Project
 from support.stories import sample, write_ids
 from transformers import AutoModelForCausalLM

@@ -142,7 +142,8 @@ def test_inspect_and_caches(run_uniattn, tmp_path, plan):
     assert [layer["kv_bytes_per_token"] for layer in result["layers"]] == expected
     assert [layer.get("num_kv_heads") for layer in result["layers"]] == [e.get("num_kv_heads") for e in PLANS[plan]]
     generated = run_uniattn("generate", "--model", path, "--ids", "5 6 7", "--max-new-tokens", 5)
-    assert generated["cache_bytes"] == sum(expected) * 8
+    cached = run_uniattn("inspect", "--model", path, "--tokens", 7)  # the last one is never read
+    assert generated["cache_bytes"] == cached["cache_bytes"] == sum(expected) * 64  # one page
 
 
 def test_fewer_heads_fail_elsewhere(tmp_path):

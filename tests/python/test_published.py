@@ -5,7 +5,7 @@ import random
 import torch
 from support.models import follower, write_base
 from support.oracle import Oracle
-from support.published import calibrate
+from uniattn.bench.published import calibrate
 
 LENGTH, FOLLOWERS = 64, {1: 0, 3: 2}
 

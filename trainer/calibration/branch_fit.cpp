@@ -88,6 +88,10 @@ class Fitter {
       fit.branch.compensation = at::mm(fit.factors.up, fit.factors.down).to(weights());
       return with_output(fit.branch, fit);
     }
+    if (problem_.survey && fit_.compensation) {
+      const at::Tensor energies = energies_of_last_block(solution, fitted, problem_.config.hidden_size);
+      fit.energies = {energies.const_data_ptr<double>(), energies.const_data_ptr<double>() + energies.numel()};
+    }
     apply(solution.w, fit.branch);
     return {fit, solution.held_out_error};
   }

@@ -23,13 +23,15 @@ struct BranchProblem {
   std::optional<double> ridge;  // empty: chosen on the held-out rows
   const RowStream& rows;
   at::Device device;
+  bool survey = false;  // also tell what each direction of W_c explains
 };
 
 struct BranchFit {
   Branch branch;
   LowRank factors;  // of branch.compensation, when its rank is low
   double ridge = 0;
-  int64_t sweeps = 0;  // of W_v that were kept
+  int64_t sweeps = 0;              // of W_v that were kept
+  std::vector<double> energies{};  // with `survey`: of the directions of W_c, as energies_of_last_block gives them
 };
 
 // W_o and W_c are one ridge problem on [heads, x], in terms of the change of W_o. With `value`, W_v and [W_o, W_c] are

@@ -4,16 +4,15 @@
 #include <ATen/core/grad_mode.h>
 
 #include <chrono>
-#include <filesystem>
 
 #include "calibration/base_attention.h"
+#include "calibration/fingerprint.h"
 #include "calibration/progress.h"
 #include "calibration/streams.h"
 #include "config/plan_config.h"
 #include "model/decoder.h"
 #include "parallel/device.h"
 #include "storage/atomic_file.h"
-#include "storage/hash.h"
 #include "support/error.h"
 #include "support/log.h"
 #include "support/signals.h"
@@ -45,11 +44,14 @@ class StreamError {
     row[1] += base.stream.square().sum(at::kDouble).cpu();
   }
 
-  std::pair<double, double> relative(ProcessGroup& group) {
-    group.all_reduce_sum(sums_);
+  void all_reduce(ProcessGroup& group) { group.all_reduce_sum(sums_); }
+
+  std::pair<double, double> relative() const {
     const at::Tensor relative = sums_.select(1, 0) / sums_.select(1, 1);
     return {relative[0].item<double>(), relative[1].item<double>()};
   }
+
+  double fitted_norm() const { return sums_[0][1].item<double>(); }  // squared, of the base's stream
 
  private:
   at::Tensor sums_ = at::zeros({2, 2}, at::kDouble);
@@ -59,7 +61,7 @@ class Calibration {
  public:
   Calibration(const ModelDirectory& model, const TensorSource& tensors, const SharingPlan& plan,
               const TokenShards& data, const CalibrationOptions& options, ProcessGroup& group,
-              const std::string& directory)
+              const std::string& directory, bool survey)
       : config_(model.config),
         base_plan_(SharingPlan::all_full(model.config.num_layers)),
         tensors_(tensors),
@@ -67,15 +69,17 @@ class Calibration {
         group_(group),
         device_(compute_device(group.local_rank())),
         directory_(directory),
-        fingerprint_(fingerprint(model, plan, data)),
+        survey_(survey),
+        fingerprint_(calibration_fingerprint(model, data, options) + " " + describe_plan(plan).dump() + " " +
+                     std::to_string(group.world_size())),
         streams_(config_, tensors, data, options.held_out, directory, group, device_) {
     result_.plan = plan;
   }
 
   std::optional<CalibrationResult> run() {
     const at::NoGradGuard no_grad;
-    int64_t next = continue_from();
     const int64_t end = last_changed(result_.plan) + 1;
+    int64_t next = continue_from(end);
     for (Clock::time_point saved = Clock::now(); next < end; ++next) {
       const bool stop = group_.any(stop_requested());
       if (!directory_.empty() && next > 0 && (stop || group_.any(Clock::now() - saved > kSaveEvery))) {
@@ -84,6 +88,8 @@ class Calibration {
       }
       if (stop) return std::nullopt;
       advance(next);
+      if (survey_ && !directory_.empty() && next + 1 == end)  // what follows need not do it again
+        save_progress(directory_, fingerprint_, {end, result_, {}}, group_);
     }
     result_.fitted_tokens = group_.sum(streams_.tokens(false));
     result_.held_out_tokens = group_.sum(streams_.tokens(true));
@@ -91,21 +97,14 @@ class Calibration {
   }
 
  private:
-  std::string fingerprint(const ModelDirectory& model, const SharingPlan& plan, const TokenShards& data) const {
-    const FitTargets& fit = options_.fit;
-    Hasher hasher;
-    hasher.update(fmt::format("{} {} {} {}{}{}{} {} {} {}", std::filesystem::absolute(model.path).string(),
-                              describe_plan(plan).dump(), data.hash(), fit.head_map, fit.value, fit.output,
-                              fit.compensation, options_.ridge.value_or(-1), options_.held_out, group_.world_size()));
-    return hasher.hex();
-  }
-
-  int64_t continue_from() {
+  int64_t continue_from(int64_t end) {
     if (directory_.empty()) return 0;
     std::optional<Progress> progress = load_progress(directory_, fingerprint_, config_, group_);
     if (!progress) return 0;
-    log::info(fmt::format("continuing the calibration at layer {}", progress->next_layer));
-    streams_.load(progress->states);
+    if (progress->next_layer < end) {
+      log::info(fmt::format("continuing the calibration at layer {}", progress->next_layer));
+      streams_.load(progress->states);
+    }
     result_ = std::move(progress->result);
     return progress->next_layer;
   }
@@ -136,13 +135,7 @@ class Calibration {
   }
 
   void keep_leader(Chunk& chunk) const {
-    const auto found = chunk.leaders.find(layer_);
-    if (found == chunk.leaders.end()) return;
-    LeaderState& state = found->second;
-    state.probs.resize(
-        std::min<size_t>(state.probs.size(), 1));  // one handle serves all followers where none has a gradient
-    for (Probs& probs : state.probs) probs.q = streams_.keep(probs.q), probs.k = streams_.keep(probs.k);
-    if (state.k.defined()) state.k = streams_.keep(state.k), state.v = streams_.keep(state.v);
+    if (const auto found = chunk.leaders.find(layer_); found != chunk.leaders.end()) streams_.keep(found->second);
   }
 
   BaseAttention base_attention_of(const Layer& layer, const Chunk& chunk) const {
@@ -187,8 +180,11 @@ class Calibration {
       if (layer_plan().leader >= 0 && result_.plan.last_follower_of(layer_plan().leader) == layer_)
         chunk.leaders.erase(layer_plan().leader);
     }
-    std::tie(report.before, report.held_out_before) = before.relative(group_);
-    std::tie(report.after, report.held_out_after) = after.relative(group_);
+    before.all_reduce(group_);
+    after.all_reduce(group_);
+    std::tie(report.before, report.held_out_before) = before.relative();
+    std::tie(report.after, report.held_out_after) = after.relative();
+    for (double& energy : report.energies) energy /= before.fitted_norm();
     base_after_.clear();
     report.seconds = std::chrono::duration<double>(Clock::now() - start).count();
     announce(report);
@@ -240,13 +236,15 @@ class Calibration {
                         .compensation = plan.compensation,
                         .ridge = options_.ridge,
                         .rows = rows,
-                        .device = device_},
+                        .device = device_,
+                        .survey = survey_},
                        group_);
     } catch (const Error& error) {
       fail("calibrating layer {}: {}", layer_, error.what());
     }
     report.ridge = fit.ridge;
     report.value_sweeps = fit.sweeps;
+    report.energies = std::move(fit.energies);
     plan.head_map = fit.branch.head_map;
     layer.v = fit.branch.v;
     if (fitted.output) layer.o = without_norm_weight(config_, layer, fit.branch.o);
@@ -277,12 +275,39 @@ class Calibration {
   const CalibrationOptions& options_;
   ProcessGroup& group_;
   at::Device device_;
-  std::string directory_, fingerprint_;
+  std::string directory_;
+  bool survey_;  // of what the directions of the compensations explain
+  std::string fingerprint_;
   Streams streams_;
   int64_t layer_ = 0;
   std::vector<BaseAttention> base_after_;  // by chunk, while a changed layer is under way
   CalibrationResult result_;
 };
+
+// `plan` with ranks for its full compensations; empty when a signal asked to stop.
+std::optional<SharingPlan> plan_with_ranks(const ModelDirectory& model, const TensorSource& tensors,
+                                           const SharingPlan& plan, const TokenShards& data,
+                                           const CalibrationOptions& options, ProcessGroup& group,
+                                           const std::string& directory) {
+  log::info("full compensations are fitted first, to choose ranks by what their directions explain");
+  CalibrationOptions survey = options;
+  survey.fit = {.head_map = false, .value = false, .output = false, .compensation = true};
+  const std::optional<CalibrationResult> result =
+      Calibration(model, tensors, plan, data, survey, group, directory, /*survey=*/true).run();
+  if (!result) return std::nullopt;
+  std::vector<Spectrum> spectra;
+  for (const LayerReport& report : result->layers) {
+    if (plan.layers[report.layer].compensation.kind != Compensation::Kind::full) continue;
+    // No energies: a compensation does not help here.
+    spectra.push_back(
+        {report.layer, report.energies.empty() ? std::vector<double>(model.config.hidden_size) : report.energies});
+  }
+  SharingPlan chosen = choose_ranks(plan, spectra, options.ranks);
+  for (const Spectrum& spectrum : spectra)
+    log::info(fmt::format("layer {:>2}: compensation {}", spectrum.layer,
+                          to_string(chosen.layers[spectrum.layer].compensation)));
+  return chosen;
+}
 
 }  // namespace
 
@@ -291,23 +316,16 @@ std::optional<CalibrationResult> calibrate(const ModelDirectory& model, const Te
                                            const CalibrationOptions& options, ProcessGroup& group,
                                            const std::string& directory) {
   if (!plan.shares()) return CalibrationResult{.plan = plan, .weights = {}, .layers = {}};
-  if (!directory.empty()) create_directories(directory);
-  return Calibration(model, tensors, plan, data, options, group, directory).run();
-}
-
-nlohmann::ordered_json report_json(const CalibrationResult& result) {
-  nlohmann::ordered_json layers = nlohmann::ordered_json::array();
-  for (const LayerReport& r : result.layers) {
-    nlohmann::ordered_json entry{{"layer", r.layer}, {"mode", to_string(result.plan.layers[r.layer].mode)}};
-    if (r.leader >= 0) entry["leader"] = r.leader;
-    entry.update({{"ridge", r.ridge},
-                  {"value_sweeps", r.value_sweeps},
-                  {"residual", {{"before", r.before}, {"after", r.after}}},
-                  {"held_out_residual", {{"before", r.held_out_before}, {"after", r.held_out_after}}},
-                  {"seconds", r.seconds}});
-    layers.push_back(std::move(entry));
+  SharingPlan chosen = plan;
+  if (options.ranks.chooses()) {
+    const std::string survey = directory.empty() ? "" : directory + "/survey";
+    if (!survey.empty()) create_directories(survey);
+    std::optional<SharingPlan> with_ranks = plan_with_ranks(model, tensors, plan, data, options, group, survey);
+    if (!with_ranks) return std::nullopt;
+    chosen = std::move(*with_ranks);
   }
-  return {{"fitted_tokens", result.fitted_tokens}, {"held_out_tokens", result.held_out_tokens}, {"layers", layers}};
+  if (!directory.empty()) create_directories(directory);
+  return Calibration(model, tensors, chosen, data, options, group, directory, /*survey=*/false).run();
 }
 
 }  // namespace uniattn

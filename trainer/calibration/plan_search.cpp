@@ -5,14 +5,13 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <map>
 
+#include "calibration/fingerprint.h"
 #include "calibration/held_out_loss.h"
 #include "calibration/plan_budget.h"
 #include "calibration/segment_scores.h"
 #include "config/plan_config.h"
 #include "parallel/device.h"
-#include "storage/hash.h"
 #include "support/error.h"
 #include "support/log.h"
 
@@ -155,12 +154,12 @@ PlanSearchResult search_plan(const ModelDirectory& model, const TensorSource& te
   composer.require_feasible();
 
   const at::Device device = compute_device(group.local_rank());
-  Streams streams(config, tensors, data, options.calibration.held_out, /*directory=*/{}, group, device);
+  const Streams streams(config, tensors, data, options.calibration.held_out, options.directory, group, device);
   const std::vector<Chunk>& chunks = streams.chunks();
   if (!log.find(kBase))
     log.add(kBase, held_out_loss(config, tensors, SharingPlan::all_full(config.num_layers), {}, chunks, group));
   result.base_loss = *log.find(kBase);
-  if (!score_segments(config, tensors, chunks, result.candidates, options.calibration.ridge, log, group)) return {};
+  if (!score_segments(config, tensors, streams, result.candidates, options.calibration.ridge, log, group)) return {};
   for (const PlanCandidate& candidate : result.candidates)
     result.increases.push_back(*log.find(candidate.name()) - result.base_loss);
 
@@ -192,22 +191,8 @@ PlanSearchOutline outline_search(const ModelConfig& config, const PlanSearchOpti
 }
 
 std::string search_fingerprint(const ModelDirectory& model, const TokenShards& data, const PlanSearchOptions& options) {
-  Hasher hasher;
-  const auto add = [&](const std::string& part) { hasher.update(part + "\n"); };
-  add(model.json.dump());
-  // Sizes and times of the weight files, not their bytes: of a large model those take minutes to read.
-  std::map<std::string, std::string> files;
-  for (const auto& entry : std::filesystem::directory_iterator(model.path))
-    if (entry.path().extension() == ".safetensors")
-      files[entry.path().filename()] =
-          fmt::format("{} {}", entry.file_size(), entry.last_write_time().time_since_epoch().count());
-  for (const auto& [name, identity] : files) add(name + " " + identity);
-  add(data.hash());
-  const CalibrationOptions& c = options.calibration;
-  add(fmt::format("{} {} {} {} {} {}", c.fit.head_map, c.fit.value, c.fit.output, c.fit.compensation,
-                  c.ridge ? fmt::format("{}", *c.ridge) : "auto", c.held_out));
-  add(fmt::format("{} {}", options.search.compensation.kind, options.search.compensation.rank));
-  return hasher.hex();
+  return fmt::format("{} {} {}", calibration_fingerprint(model, data, options.calibration),
+                     options.search.compensation.kind, options.search.compensation.rank);
 }
 
 }  // namespace uniattn

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "checkpoint/retention.h"
 #include "checkpoint/snapshot.h"
 #include "config/plan_config.h"
 #include "storage/atomic_file.h"
@@ -29,11 +30,11 @@ std::vector<int64_t> layers_of_ranks(int64_t own, ProcessGroup& group) {
 
 json to_json(const LayerReport& r) {
   return {r.layer, r.leader,          r.ridge,          r.value_sweeps, r.before,
-          r.after, r.held_out_before, r.held_out_after, r.seconds};
+          r.after, r.held_out_before, r.held_out_after, r.seconds,      r.energies};
 }
 
 LayerReport report_from(const json& j) {
-  return {j[0], j[1], j[2], j[3], j[4], j[5], j[6], j[7], j[8]};
+  return {j[0], j[1], j[2], j[3], j[4], j[5], j[6], j[7], j[8], j[9]};
 }
 
 }  // namespace
@@ -51,8 +52,8 @@ void save_progress(const std::string& directory, const std::string& fingerprint,
                             {"plan", {{"uniattn", describe_plan(progress.result.plan)}}},
                             {"layers", reports}},
                   .weights = progress.result.weights,
-                  .moments = progress.states},
-                 2);
+                  .moments = progress.states});
+  prune_snapshots(own, {.last = 2});
   group.barrier();
 }
 

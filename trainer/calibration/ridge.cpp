@@ -41,6 +41,16 @@ class RidgePath {
   at::Tensor scale_, values_, basis_, projected_;
 };
 
+at::Tensor last_block(const RidgeSolution& solution, int64_t block) {
+  return solution.w.narrow(0, solution.w.size(0) - block, block);
+}
+
+// (F W)^T F W over the rows that were fitted, for the last features: w [block, targets].
+at::Tensor fitted_products(const at::Tensor& w, const Gram& fitted) {
+  const int64_t block = w.size(0), before = fitted.ff.size(0) - block;
+  return at::mm(w.t(), at::mm(fitted.ff.narrow(0, before, block).narrow(1, before, block), w));
+}
+
 }  // namespace
 
 at::Tensor ridge_diagonal(const at::Tensor& ff, const std::vector<int64_t>& blocks) {
@@ -79,13 +89,15 @@ RidgeSolution solve_ridge(const Gram& fitted, const Gram& held_out, const std::v
 }
 
 LowRank reduce_last_block(const RidgeSolution& solution, const Gram& fitted, int64_t block, int64_t rank) {
-  const int64_t before = fitted.ff.size(0) - block;
-  const at::Tensor inputs = fitted.ff.narrow(0, before, block).narrow(1, before, block);
-  const at::Tensor w = solution.w.narrow(0, before, block);
+  const at::Tensor w = last_block(solution, block);
   // Project the fitted values on their `rank` strongest directions; eigenvalues ascend.
   const at::Tensor directions =
-      std::get<1>(at::linalg_eigh(at::mm(w.t(), at::mm(inputs, w)))).narrow(1, w.size(1) - rank, rank).contiguous();
+      std::get<1>(at::linalg_eigh(fitted_products(w, fitted))).narrow(1, w.size(1) - rank, rank).contiguous();
   return {directions, at::mm(w, directions).t().contiguous()};
+}
+
+at::Tensor energies_of_last_block(const RidgeSolution& solution, const Gram& fitted, int64_t block) {
+  return at::linalg_eigvalsh(fitted_products(last_block(solution, block), fitted)).clamp_min(0).flip(0);
 }
 
 }  // namespace uniattn

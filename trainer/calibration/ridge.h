@@ -35,4 +35,8 @@ struct LowRank {
 };
 LowRank reduce_last_block(const RidgeSolution& solution, const Gram& fitted, int64_t block, int64_t rank);
 
+// What each direction of the last block's fitted values explains of them: the eigenvalues, descending, that
+// reduce_last_block cuts off. [targets]
+at::Tensor energies_of_last_block(const RidgeSolution& solution, const Gram& fitted, int64_t block);
+
 }  // namespace uniattn

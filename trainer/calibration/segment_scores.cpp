@@ -37,11 +37,12 @@ struct Tail {
 
 class Scorer {
  public:
-  Scorer(const ModelConfig& config, const TensorSource& tensors, const std::vector<Chunk>& chunks,
-         std::optional<double> ridge, ScoreLog& log, ProcessGroup& group)
+  Scorer(const ModelConfig& config, const TensorSource& tensors, const Streams& streams, std::optional<double> ridge,
+         ScoreLog& log, ProcessGroup& group)
       : config_(config),
         tensors_(tensors),
-        chunks_(chunks),
+        streams_(streams),
+        chunks_(streams.chunks()),
         ridge_(ridge),
         log_(log),
         group_(group),
@@ -72,7 +73,7 @@ class Scorer {
     std::vector<at::Tensor> next;
     Leaders none;
     for (size_t c = 0; c < chunks_.size(); ++c)
-      next.push_back(advance(config_, base_plan_, index, layer, streams[c], chunks_[c].sequences, none));
+      next.push_back(streams_.keep(advance(config_, base_plan_, index, layer, streams[c], chunks_[c].sequences, none)));
     return next;
   }
 
@@ -115,23 +116,28 @@ class Scorer {
         leave_track(index + 1, track, tails);
       }
       std::erase_if(tracks, [&](const Track& track) { return track.end() == index + 1; });
-      for (size_t c = 0; c < base.size(); ++c) base[c] = add_mlp(config_, layer, after[c].stream);
+      for (size_t c = 0; c < base.size(); ++c) base[c] = streams_.keep(add_mlp(config_, layer, after[c].stream));
     }
     for (const Tail& tail : tails) conclude(tail);
     return true;
   }
 
   void advance_leader(const Layer& layer, int64_t index, Track& track) const {
-    for (size_t c = 0; c < chunks_.size(); ++c)
+    for (size_t c = 0; c < chunks_.size(); ++c) {
+      Leaders& leaders = track.leaders[c];
       track.streams[c] =
-          advance(config_, track.plan, index, layer, track.streams[c], chunks_[c].sequences, track.leaders[c]);
+          streams_.keep(advance(config_, track.plan, index, layer, track.streams[c], chunks_[c].sequences, leaders));
+      if (const auto found = leaders.find(index); found != leaders.end()) streams_.keep(found->second);
+    }
   }
 
   std::vector<BaseAttention> attention_of_base(const Layer& layer, int64_t index,
                                                const std::vector<at::Tensor>& base) const {
     std::vector<BaseAttention> result;
-    for (size_t c = 0; c < base.size(); ++c)
+    for (size_t c = 0; c < base.size(); ++c) {
       result.push_back(base_attention(config_, base_plan_, index, layer, base[c], chunks_[c].sequences));
+      result.back().stream = streams_.keep(result.back().stream);
+    }
     return result;
   }
 
@@ -140,13 +146,14 @@ class Scorer {
     const Layer layer = kept_weights(config_, plan, index, base_layer);
     std::vector<at::Tensor> branches;  // without compensation
     for (size_t c = 0; c < chunks_.size(); ++c)
-      branches.push_back(branch(track.plan, layer, index, track.streams[c], c, track.leaders[c]));
+      branches.push_back(streams_.keep(branch(track.plan, layer, index, track.streams[c], c, track.leaders[c])));
     at::Tensor compensation;
     if (plan.mode != Mode::skip) compensation = fit_compensation(layer, index, base, branches, track);
     for (size_t c = 0; c < chunks_.size(); ++c) {
       if (compensation.defined())
         branches[c] += uniattn::linear(norm(config_, track.streams[c], layer.input_norm), compensation);
-      track.streams[c] = add_mlp(config_, layer, track.streams[c] + post_attention(config_, layer, branches[c]));
+      track.streams[c] =
+          streams_.keep(add_mlp(config_, layer, track.streams[c] + post_attention(config_, layer, branches[c])));
     }
   }
 
@@ -204,6 +211,7 @@ class Scorer {
 
   const ModelConfig& config_;
   const TensorSource& tensors_;
+  const Streams& streams_;
   const std::vector<Chunk>& chunks_;
   std::optional<double> ridge_;
   ScoreLog& log_;
@@ -232,10 +240,10 @@ ScoringWork scoring_work(int64_t num_layers, const std::vector<PlanCandidate>& c
   return work;
 }
 
-bool score_segments(const ModelConfig& config, const TensorSource& tensors, const std::vector<Chunk>& chunks,
+bool score_segments(const ModelConfig& config, const TensorSource& tensors, const Streams& streams,
                     const std::vector<PlanCandidate>& candidates, std::optional<double> ridge, ScoreLog& log,
                     ProcessGroup& group) {
-  return Scorer(config, tensors, chunks, ridge, log, group).run(candidates);
+  return Scorer(config, tensors, streams, ridge, log, group).run(candidates);
 }
 
 }  // namespace uniattn

@@ -78,6 +78,14 @@ at::Tensor Streams::keep(const at::Tensor& state) const {
   return directory_.empty() ? state : to_scratch(state, directory_);
 }
 
+void Streams::keep(LeaderState& state) const {
+  if (!state.probs.empty()) {  // all handles show the same P
+    const at::Tensor q = keep(state.probs.front().q), k = keep(state.probs.front().k);
+    for (Probs& probs : state.probs) probs.q = q, probs.k = k;
+  }
+  if (state.k.defined()) state.k = keep(state.k), state.v = keep(state.v);
+}
+
 NamedTensors Streams::save() const {
   NamedTensors states;
   for (size_t i = 0; i < chunks_.size(); ++i) {

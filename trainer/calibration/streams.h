@@ -29,10 +29,13 @@ class Streams {
           const std::string& directory, ProcessGroup& group, at::Device device);
 
   std::vector<Chunk>& chunks() { return chunks_; }
+  const std::vector<Chunk>& chunks() const { return chunks_; }
   int64_t tokens(bool held_out) const;  // of this rank
 
   // A state as it is kept between layers.
   at::Tensor keep(const at::Tensor& state) const;
+  // The same for what a leader leaves to its followers.
+  void keep(LeaderState& state) const;
 
   // All states by name, for a snapshot, and back.
   NamedTensors save() const;

@@ -1,15 +1,15 @@
 #include "checkpoint/run_directory.h"
 
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 
 #include "checkpoint/snapshot.h"
+#include "config/difference.h"
 #include "config/plan_config.h"
 #include "storage/atomic_file.h"
 #include "storage/file_lock.h"
 #include "storage/json.h"
 #include "support/error.h"
+#include "support/log.h"
 
 namespace uniattn {
 namespace {
@@ -20,42 +20,43 @@ using nlohmann::json;
 constexpr const char* kPlan = "/plan.json";
 constexpr const char* kWeights = "/weights.safetensors";
 
-// How a step is divided over micro-batches and ranks may change within a run: it is the same step.
-void take_split(const Config& from, Config& to) {
-  to.parallel = from.parallel;
-  to.optimizer.micro_batch = from.optimizer.micro_batch;
-  to.optimizer.accumulation = from.optimizer.accumulation;
+// Lines `key: before there, after now` of the changes with this effect.
+std::string list_changes(const std::vector<ChangedKey>& changes, ChangedKey::Effect effect) {
+  std::string lines;
+  for (const ChangedKey& change : changes)
+    if (change.effect == effect)
+      lines += fmt::format("\n  {}: {} there, {} now", change.key, change.before, change.after);
+  return lines;
 }
 
-[[noreturn]] void report_difference(const std::string& path, const std::string& found, const std::string& asked) {
-  std::istringstream old_lines(found), new_lines(asked);
-  std::string old_line, new_line;
-  while (true) {
-    const bool more_old = static_cast<bool>(std::getline(old_lines, old_line));
-    const bool more_new = static_cast<bool>(std::getline(new_lines, new_line));
-    if (!more_old) old_line.clear();
-    if (!more_new) new_line.clear();
-    if (old_line != new_line || (!more_old && !more_new)) break;
-  }
-  fail_usage(
-      "`{}` belongs to a run with another configuration: it has `{}`, now `{}` is asked for; give this run another "
-      "run.dir, or remove the old one",
-      path, old_line, new_line);
+void check_changes(const std::string& path, const std::vector<ChangedKey>& changes, bool accept) {
+  const std::string start = list_changes(changes, ChangedKey::Effect::start);
+  const std::string training = list_changes(changes, ChangedKey::Effect::training);
+  if (!start.empty())
+    fail_usage(
+        "`{}` is a run of another model, plan or calibration; give this one another run.dir, or remove the old{}", path,
+        start);
+  if (training.empty()) return;
+  if (!accept)
+    fail_usage(
+        "`{}` is a run with another configuration; give this one another run.dir, or go on with the new configuration "
+        "by --accept-changes{}",
+        path, training);
+  log::warn(fmt::format("`{}` goes on with another configuration{}", path, training));
 }
 
 }  // namespace
 
-RunDirectory create_run_directory(const Config& config) {
+RunDirectory create_run_directory(const Config& config, bool accept_changes) {
   const RunDirectory run{config.run.dir};
-  const std::string yaml = to_yaml(config);
   create_directories(run.path);
   const FileLock lock(run.path + "/.lock");  // ranks start together
   if (fs::exists(run.config())) {
-    Config found = load_config(run.config());
-    take_split(config, found);
-    if (const std::string text = to_yaml(found); text != yaml) report_difference(run.config(), text, yaml);
+    const std::vector<ChangedKey> changes = changed_keys(load_config(run.config()), config);
+    if (changes.empty()) return run;
+    check_changes(run.path, changes, accept_changes);
   }
-  write_file_atomically(run.config(), yaml);
+  write_file_atomically(run.config(), to_yaml(config));
   return run;
 }
 

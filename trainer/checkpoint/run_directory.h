@@ -12,6 +12,8 @@ struct RunDirectory {
   std::string path;
   std::string config() const { return path + "/config.yaml"; }
   std::string metrics() const { return path + "/metrics.jsonl"; }
+  std::string samples() const { return path + "/samples.jsonl"; }
+  std::string result() const { return path + "/result.json"; }
   std::string log() const { return path + "/log.txt"; }
   std::string data() const { return path + "/data"; }
   std::string calibration() const { return path + "/calibration"; }
@@ -20,9 +22,10 @@ struct RunDirectory {
   std::string exported() const { return path + "/export"; }
 };
 
-// Creates the folder and its config.yaml. Throws UsageError naming the first line that differs when the folder belongs
-// to another configuration.
-RunDirectory create_run_directory(const Config& config);
+// Creates the folder and its config.yaml. In a folder that has one already, keys that leave the weights as they would
+// have been may have changed: config.yaml follows. Any other change is refused by a UsageError that names every key;
+// with `accept_changes` those of data and training are warned of instead.
+RunDirectory create_run_directory(const Config& config, bool accept_changes);
 
 // The plan that the configuration asks for, checked against the model. Throws UsageError when it does not fit, or when
 // an already unified model is given a plan.

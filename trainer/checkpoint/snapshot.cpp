@@ -29,17 +29,6 @@ std::optional<int64_t> step_of(const std::string& name) {
   return error == std::errc{} && end == name.data() + name.size() ? std::optional(step) : std::nullopt;
 }
 
-// Complete snapshots, oldest first.
-std::vector<std::pair<int64_t, fs::path>> list_snapshots(const fs::path& directory) {
-  std::vector<std::pair<int64_t, fs::path>> found;
-  if (!fs::is_directory(directory)) return found;
-  for (const fs::directory_entry& entry : fs::directory_iterator(directory))
-    if (const auto step = step_of(entry.path().filename()); step && fs::exists(entry.path() / kManifest))
-      found.emplace_back(*step, entry.path());
-  std::sort(found.begin(), found.end());
-  return found;
-}
-
 json describe_file(const fs::path& path) {
   return {{"size", fs::file_size(path)}, {"hash", file_hash(path)}};
 }
@@ -101,14 +90,6 @@ void complete(const fs::path& building, const fs::path& final_path, const json& 
   fs::rename(building, final_path);
 }
 
-// Older snapshots, and what killed writers left.
-void remove_old(const fs::path& directory, int64_t keep_last) {
-  const auto snapshots = list_snapshots(directory);
-  for (size_t i = 0; i + keep_last < snapshots.size(); ++i) fs::remove_all(snapshots[i].second);
-  for (const fs::directory_entry& entry : fs::directory_iterator(directory))
-    if (entry.path().extension() == kUnfinished) fs::remove_all(entry.path());
-}
-
 template <class Work>
 void on_files(const fs::path& snapshot, Work work) {
   try {
@@ -133,8 +114,7 @@ NamedTensors load_all(const TensorSource& source) {
 
 }  // namespace
 
-void write_snapshot(const std::string& directory, int64_t step, const SnapshotParts& parts, int64_t keep_last,
-                    ProcessGroup& group) {
+void write_snapshot(const std::string& directory, int64_t step, const SnapshotParts& parts, ProcessGroup& group) {
   const fs::path final_path = fs::path(directory) / fmt::format("{}{}", kPrefix, step);
   const fs::path building = fs::path(final_path).concat(kUnfinished);
   const bool first = group.rank() == 0;
@@ -143,12 +123,12 @@ void write_snapshot(const std::string& directory, int64_t step, const SnapshotPa
     group.barrier();
     const json own = write_own_files(building, parts, group.rank(), group.world_size());
     const std::vector<std::string> shares = group.all_gather(own.dump());
-    if (first) complete(building, final_path, parts.state, shares), remove_old(directory, keep_last);
+    if (first) complete(building, final_path, parts.state, shares);
   });
   group.barrier();  // nobody goes on, or ends, before the snapshot is whole
 }
 
-void write_snapshot(const std::string& directory, int64_t step, const Snapshot& snapshot, int64_t keep_last) {
+void write_snapshot(const std::string& directory, int64_t step, const Snapshot& snapshot) {
   const fs::path final_path = fs::path(directory) / fmt::format("{}{}", kPrefix, step);
   const fs::path building = fs::path(final_path).concat(kUnfinished);
   on_files(final_path, [&] {
@@ -156,14 +136,23 @@ void write_snapshot(const std::string& directory, int64_t step, const Snapshot& 
     fs::create_directories(building);
     const SnapshotParts parts{snapshot.state, whole_parts(snapshot.weights), whole_parts(snapshot.moments)};
     complete(building, final_path, parts.state, {write_own_files(building, parts, 0, 1).dump()});
-    remove_old(directory, keep_last);
   });
+}
+
+std::vector<std::pair<int64_t, std::string>> list_snapshots(const std::string& directory) {
+  std::vector<std::pair<int64_t, std::string>> found;
+  if (!fs::is_directory(directory)) return found;
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory))
+    if (const auto step = step_of(entry.path().filename()); step && fs::exists(entry.path() / kManifest))
+      found.emplace_back(*step, entry.path().string());
+  std::sort(found.begin(), found.end());
+  return found;
 }
 
 std::optional<std::string> newest_snapshot(const std::string& directory) {
   const auto snapshots = list_snapshots(directory);
   if (snapshots.empty()) return std::nullopt;
-  return snapshots.back().second.string();
+  return snapshots.back().second;
 }
 
 OpenSnapshot open_snapshot(const std::string& path) {

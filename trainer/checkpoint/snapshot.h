@@ -26,10 +26,12 @@ struct SnapshotParts {
 };
 
 // All ranks write `<directory>/step-<step>`, on storage that they share, side by side: each its own files; then rank 0
-// the manifest.json with sizes and hashes of all, and the folder gets its name. Returns on all ranks when that is done
-// and all but the newest `keep_last` snapshots are removed.
-void write_snapshot(const std::string& directory, int64_t step, const SnapshotParts& parts, int64_t keep_last,
-                    ProcessGroup& group);
+// the manifest.json with sizes and hashes of all, and the folder gets its name. Returns on all ranks when that is done.
+// Older ones stay (checkpoint/retention.h).
+void write_snapshot(const std::string& directory, int64_t step, const SnapshotParts& parts, ProcessGroup& group);
+
+// Steps and paths of the complete snapshots, oldest first.
+std::vector<std::pair<int64_t, std::string>> list_snapshots(const std::string& directory);
 
 // Path of the newest complete snapshot; folders without a manifest (killed writers') do not count.
 std::optional<std::string> newest_snapshot(const std::string& directory);
@@ -50,7 +52,7 @@ struct Snapshot {
   nlohmann::json state;
   NamedTensors weights, moments;
 };
-void write_snapshot(const std::string& directory, int64_t step, const Snapshot& snapshot, int64_t keep_last);
+void write_snapshot(const std::string& directory, int64_t step, const Snapshot& snapshot);
 Snapshot read_snapshot(const std::string& path);
 
 }  // namespace uniattn

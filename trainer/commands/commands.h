@@ -14,5 +14,7 @@ void add_generate(CLI::App& program);
 void add_tokenize(CLI::App& program);
 void add_inspect(CLI::App& program);
 void add_plan(CLI::App& program);
+void add_report(CLI::App& program);
+void add_bench(CLI::App& program);
 
 }  // namespace uniattn

@@ -6,6 +6,7 @@
 #include "commands/scratch.h"
 #include "model/decoder.h"
 #include "model/footprint.h"
+#include "train/trained_set.h"
 
 namespace uniattn {
 namespace {
@@ -19,15 +20,19 @@ struct Memory {
   int64_t gradients = 0;    // float32 sums, and the leaves' own
   int64_t moments = 0;      // two float32 per trained element
   int64_t activations = 0;  // estimate, see docs/configuration.md
-  int64_t total() const { return parameters + masters + gradients + moments + activations; }
+  int64_t teacher = 0;      // the base model, where the stage distills
+  int64_t total() const { return parameters + masters + gradients + moments + activations + teacher; }
 };
 
-int64_t trained_parameters(const Session& session, const std::string& which) {
-  const ModelConfig& config = session.model.config;
-  if (which == "all") return total_parameters(config, session.plan);
-  SharingPlan without = session.plan;
-  for (LayerPlan& layer : without.layers) layer.compensation = {};
-  return total_parameters(config, session.plan) - total_parameters(config, without);
+int64_t trained_parameters(const Session& session, const TrainedSet& set) {
+  std::vector<std::string> names;
+  int64_t trained = 0;
+  for (const TensorSpec& spec : tensor_specs(session.model.config, session.plan)) {
+    names.push_back(spec.name);
+    if (is_trained(set, spec.name)) trained += c10::multiply_integers(spec.shape);
+  }
+  check_trained_set(set, names);
+  return trained;
 }
 
 Memory stage_memory(const Session& session, const StageConfig& stage) {
@@ -39,23 +44,28 @@ Memory stage_memory(const Session& session, const StageConfig& stage) {
   // MLP's width.
   const int64_t per_layer =
       4 * c.hidden_size + (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 4 * c.intermediate_size;
+  const int64_t kept = session.config.optimizer.activation_checkpointing ? c.num_layers * c.hidden_size + per_layer
+                                                                         : c.num_layers * per_layer;
+  const int64_t teacher = stage.distill ? total_parameters(c, session.model.plan) * bytes : 0;
   return {.parameters = total_parameters(c, session.plan) * bytes,
           .masters = bytes == 4 ? 0 : trained * 4,
           .gradients = trained * (4 + bytes),
           .moments = trained * 8,
-          .activations = tokens * (c.num_layers * per_layer * bytes + 2 * c.hidden_size * 4) +
-                         std::min<int64_t>(tokens, 1024) * c.vocab_size * 8};
+          .activations =
+              tokens * (kept * bytes + 2 * c.hidden_size * 4) + std::min<int64_t>(tokens, 1024) * c.vocab_size * 8,
+          .teacher = teacher};
 }
 
 ordered_json memory_json(const Memory& m) {
-  return {{"parameters", m.parameters}, {"masters", m.masters},         {"gradients", m.gradients},
-          {"moments", m.moments},       {"activations", m.activations}, {"total", m.total()}};
+  return {{"parameters", m.parameters},   {"masters", m.masters}, {"gradients", m.gradients}, {"moments", m.moments},
+          {"activations", m.activations}, {"teacher", m.teacher}, {"total", m.total()}};
 }
 
 std::string memory_text(const std::string& name, const Memory& m) {
   const auto gb = [](int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
-  return fmt::format("\n{:<14} {:>10.3f} {:>8.3f} {:>10.3f} {:>8.3f} {:>12.3f} {:>8.3f}", name, gb(m.parameters),
-                     gb(m.masters), gb(m.gradients), gb(m.moments), gb(m.activations), gb(m.total()));
+  return fmt::format("\n{:<14} {:>10.3f} {:>8.3f} {:>10.3f} {:>8.3f} {:>12.3f} {:>8.3f} {:>8.3f}", name,
+                     gb(m.parameters), gb(m.masters), gb(m.gradients), gb(m.moments), gb(m.activations), gb(m.teacher),
+                     gb(m.total()));
 }
 
 }  // namespace
@@ -88,7 +98,7 @@ void dry_run(const Session& session, bool json) {
   sample("training", session.config.data.train);
   sample("held-out", session.config.data.eval);
   if (!session.config.stages.empty())
-    text += "\n\nGB per rank    parameters  masters  gradients  moments  activations    total";
+    text += "\n\nGB per rank    parameters  masters  gradients  moments  activations  teacher    total";
   for (const StageConfig& stage : session.config.stages) {
     const Memory memory = stage_memory(session, stage);
     result["memory"][stage.name] = memory_json(memory);

@@ -73,7 +73,7 @@ void run_eval(const EvalArguments& arguments) {
   } else {
     const bool ids = !arguments.ids.empty();
     const DataSource source{.path = ids ? arguments.ids : arguments.data, .format = ids ? "ids" : arguments.format};
-    const PrepareOptions options{.max_length = window, .over_long = ids ? "split" : "truncate"};
+    const PrepareOptions options{.max_length = window, .over_long = ids ? "split" : "truncate", .bad_records = "error"};
     scratch.emplace();
     shards.emplace(prepare_tokens({source}, *tokenizer, directory.path, options, scratch->path()));
     documents = shards->documents();

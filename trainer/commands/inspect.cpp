@@ -3,6 +3,7 @@
 #include "commands/commands.h"
 #include "commands/options.h"
 #include "checkpoint/run_directory.h"
+#include "inference/kv_cache.h"
 #include "model/footprint.h"
 #include "support/error.h"
 
@@ -14,6 +15,7 @@ using nlohmann::ordered_json;
 struct InspectArguments {
   std::string model, config;
   std::vector<std::string> overrides;
+  int64_t tokens = 4096;
   bool json = false;
 };
 
@@ -41,12 +43,13 @@ std::string layer_text(const ordered_json& entry) {
                      number("kv_bytes_per_token"));
 }
 
-void report(const ModelDirectory& model, const SharingPlan& plan, bool as_json) {
+void report(const ModelDirectory& model, const SharingPlan& plan, int64_t tokens, bool as_json) {
   const ModelConfig& config = model.config;
   const SharingPlan base = SharingPlan::all_full(config.num_layers);
   const auto bytes = static_cast<int64_t>(at::elementSize(parse_dtype(config.dtype)));
   const int64_t parameters = total_parameters(config, plan), base_parameters = total_parameters(config, base);
   const int64_t kv = total_kv_bytes(config, plan, bytes), base_kv = total_kv_bytes(config, base, bytes);
+  const int64_t cache = cache_bytes(config, plan, tokens, bytes), base_cache = cache_bytes(config, base, tokens, bytes);
   ordered_json layers = ordered_json::array();
   std::string text =
       fmt::format("{} ({}, {} layers, {})\n\n", model.path, config.family, config.num_layers, config.dtype) +
@@ -66,24 +69,29 @@ void report(const ModelDirectory& model, const SharingPlan& plan, bool as_json) 
                             {"kv_bytes_per_token", kv},
                             {"base_kv_bytes_per_token", base_kv},
                             {"kv_fraction", kv_share},
+                            {"cache_tokens", tokens},
+                            {"cache_bytes", cache},
+                            {"base_cache_bytes", base_cache},
                             {"layers", layers}};
   text += fmt::format(
       "\nfollowers      {} of {} layers\nparameters     {} ({:.2f} % of the base)\nweights        {:.2f} GB\nKV cache  "
-      "     {} bytes per token ({:.2f} % of the base)",
+      "     {} bytes per token ({:.2f} % of the base)\n               {} bytes in pages and windows for {} tokens "
+      "({:.2f} % of the base)",
       plan.followers().size(), config.num_layers, parameters,
       100.0 * static_cast<double>(parameters) / static_cast<double>(base_parameters),
-      static_cast<double>(parameters * bytes) / 1e9, kv, 100 * kv_share);
+      static_cast<double>(parameters * bytes) / 1e9, kv, 100 * kv_share, cache, tokens,
+      100.0 * static_cast<double>(cache) / static_cast<double>(base_cache));
   print_result(as_json, result, text);
 }
 
 void run_inspect(const InspectArguments& arguments) {
   if (!arguments.model.empty()) {
     const ModelDirectory model = open_model_directory(arguments.model);
-    return report(model, model.plan, arguments.json);
+    return report(model, model.plan, arguments.tokens, arguments.json);
   }
   const Config config = load_config(arguments.config, arguments.overrides);
   const ModelDirectory model = open_model_directory(config.model.path);
-  report(model, plan_of_run(config, model), arguments.json);
+  report(model, plan_of_run(config, model), arguments.tokens, arguments.json);
 }
 
 }  // namespace
@@ -99,6 +107,11 @@ void add_inspect(CLI::App& program) {
   command->add_option("overrides", arguments->overrides, "key.path=value, in place of what the file says")
       ->type_name("KEY=VALUE")
       ->needs(config);
+  command
+      ->add_option("--tokens", arguments->tokens,
+                   "Length of the sequence whose cache is counted, as generation keeps it")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command->add_flag("--json", arguments->json, "Print the result as one JSON object");
   command->footer("Example: uniattn inspect configs/llama-3.1-8b-pmc.yaml model.path=models/llama-3.1-8b");
   command->callback([arguments] {

@@ -12,6 +12,12 @@ void ConfigOptions::add_to(CLI::App& command) {
   command.add_flag("--json", json, "Print the result as one JSON object");
 }
 
+void RunOptions::add_to(CLI::App& command) {
+  ConfigOptions::add_to(command);
+  command.add_flag("--accept-changes", accept_changes,
+                   "Go on although data or training settings are not those that the run was started with");
+}
+
 void print_result(bool json, const nlohmann::ordered_json& result, const std::string& text) {
   fmt::print("{}\n", json ? result.dump() : text);
 }

@@ -17,6 +17,13 @@ struct ConfigOptions {
   void add_to(CLI::App& command);
 };
 
+// The same for commands that work in the run directory, with [--accept-changes].
+struct RunOptions : ConfigOptions {
+  bool accept_changes = false;
+
+  void add_to(CLI::App& command);
+};
+
 // Results go to stdout: as one JSON object with `json`, else as `text`.
 void print_result(bool json, const nlohmann::ordered_json& result, const std::string& text);
 

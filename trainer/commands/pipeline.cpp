@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "calibration/report.h"
 #include "checkpoint/export.h"
+#include "data/manifest.h"
+#include "model/footprint.h"
 #include "storage/atomic_file.h"
 #include "support/error.h"
 #include "support/log.h"
@@ -34,13 +37,18 @@ bool fits(const CalibrationConfig& calibration, const char* what) {
   return std::find(calibration.fit.begin(), calibration.fit.end(), what) != calibration.fit.end();
 }
 
-void log_counts(const char* name, const PrepareCounts& c) {
+void log_counts(const char* name, const TokenShards& shards) {
+  const PrepareCounts& c = shards.counts();
   log::info(
-      fmt::format("{} data: {} of {} documents kept ({} truncated, {} split; dropped: {} over-long, {} without "
-                  "labels), {} tokens, {} "
-                  "supervised",
-                  name, c.kept, c.read, c.truncated, c.split, c.dropped_over_long, c.dropped_without_labels, c.tokens,
-                  c.supervised));
+      fmt::format("{} data: {} of {} documents kept ({} truncated, {} split; dropped: {} bad, {} filtered, {} "
+                  "over-long, {} without labels), {} tokens, {} supervised",
+                  name, c.kept, c.read, c.truncated, c.split, c.dropped_bad, c.dropped_filtered, c.dropped_over_long,
+                  c.dropped_without_labels, c.tokens, c.supervised));
+  for (const SourceEntry& source : shards.sources()) {
+    if (source.counts.dropped_bad > 0)
+      log::warn(fmt::format("{} of the {} records of {} cannot be read and were dropped; the first: {}",
+                            source.counts.dropped_bad, source.counts.read, source.path, source.first_bad));
+  }
 }
 
 }  // namespace
@@ -87,10 +95,11 @@ PreparedData prepare_data(const Session& session, const RunDirectory& run) {
     if (sources.empty()) return std::nullopt;
     const PrepareOptions options{.max_length = config.data.max_length,
                                  .over_long = config.data.over_long,
+                                 .bad_records = config.data.bad_records,
                                  .samples = samples,
                                  .seed = config.run.seed};
     TokenShards shards = prepare_tokens(sources, *session.tokenizer, session.model.path, options, run.data());
-    log_counts(name, shards.counts());
+    log_counts(name, shards);
     return shards;
   };
   PreparedData data;
@@ -101,13 +110,16 @@ PreparedData prepare_data(const Session& session, const RunDirectory& run) {
   return data;
 }
 
-CalibrationOptions calibration_options(const CalibrationConfig& asked) {
-  return {.fit = {.head_map = fits(asked, "head_map"),
-                  .value = fits(asked, "value"),
-                  .output = fits(asked, "output"),
-                  .compensation = fits(asked, "compensation")},
-          .ridge = asked.ridge,
-          .held_out = asked.held_out};
+CalibrationOptions calibration_options(const CalibrationConfig& asked, const ModelConfig& model) {
+  const auto parameters = static_cast<double>(total_parameters(model, SharingPlan::all_full(model.num_layers)));
+  return {
+      .fit = {.head_map = fits(asked, "head_map"),
+              .value = fits(asked, "value"),
+              .output = fits(asked, "output"),
+              .compensation = fits(asked, "compensation")},
+      .ridge = asked.ridge,
+      .held_out = asked.held_out,
+      .ranks = {.energy = asked.ranks.energy, .parameters = static_cast<int64_t>(asked.ranks.parameters * parameters)}};
 }
 
 Outcome calibrate_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group) {
@@ -116,7 +128,7 @@ Outcome calibrate_run(const Session& session, const RunDirectory& run, const Pre
     log::info(fmt::format("calibration is done: {}", run.calibration()));
     return Outcome::finished;
   }
-  const CalibrationOptions options = calibration_options(*session.config.calibration);
+  const CalibrationOptions options = calibration_options(*session.config.calibration, session.model.config);
   const auto tensors = open_model_tensors(session.model.path);
   const std::string progress = run.calibration() + "/progress";
   const std::optional<CalibrationResult> result =
@@ -133,13 +145,20 @@ Outcome calibrate_run(const Session& session, const RunDirectory& run, const Pre
 }
 
 Outcome train_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group,
-                  int64_t stop_after) {
+                  const TrainOptions& options) {
   if (session.config.stages.empty()) return Outcome::finished;
   if (session.config.calibration && !has_calibration(run))
     fail_usage(
         "`{}` has not been calibrated yet: run `uniattn calibrate` first, or `uniattn run` for the whole pipeline",
         run.path);
-  return train(session.config, run, session.model, {*data.train, data.eval}, group, stop_after);
+  return train({.config = session.config,
+                .directory = run,
+                .model = session.model,
+                .tokenizer = *session.tokenizer,
+                .train = *data.train,
+                .eval = data.eval,
+                .group = group},
+               options);
 }
 
 void export_run(const Session& session, const RunDirectory& run, const std::string& out) {

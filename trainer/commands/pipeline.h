@@ -31,13 +31,13 @@ struct PreparedData {
 // Tokenizes every data set that the configuration names; one process at a time, the others find it done.
 PreparedData prepare_data(const Session& session, const RunDirectory& run);
 
-CalibrationOptions calibration_options(const CalibrationConfig& asked);
+CalibrationOptions calibration_options(const CalibrationConfig& asked, const ModelConfig& model);
 
 // The init calculation, unless it is done or not asked for. Stopped by a signal, it continues where it was.
 Outcome calibrate_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group);
 
 Outcome train_run(const Session& session, const RunDirectory& run, const PreparedData& data, ProcessGroup& group,
-                  int64_t stop_after);
+                  const TrainOptions& options);
 
 // The newest state as a Hugging Face directory at `out`.
 void export_run(const Session& session, const RunDirectory& run, const std::string& out);

@@ -47,7 +47,7 @@ void run_plan(const ConfigOptions& options) {
     fail_usage("`{}` is unified already; a plan is searched for a base model: change model.path", session.model.path);
   const RunDirectory run{config.run.dir};
   const PlanSearchOptions search{.search = *config.search,
-                                 .calibration = calibration_options(*config.calibration),
+                                 .calibration = calibration_options(*config.calibration, session.model.config),
                                  .context = config.data.max_length,
                                  .directory = run.plan()};
   const PlanSearchOutline outline = outline_search(session.model.config, search);

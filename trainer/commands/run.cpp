@@ -1,46 +1,26 @@
-// run, prepare, calibrate, train: the commands that work through a configuration.
+// run, calibrate, train: the commands that work through a configuration.
 #include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <filesystem>
 
+#include "calibration/report.h"
 #include "commands/commands.h"
 #include "commands/dry_run.h"
 #include "commands/options.h"
 #include "commands/pipeline.h"
-#include "data/show.h"
 #include "parallel/device.h"
 #include "parallel/launch.h"
-#include "support/error.h"
-#include "support/log.h"
 #include "storage/atomic_file.h"
 #include "storage/json.h"
+#include "support/error.h"
+#include "support/log.h"
 #include "support/signals.h"
 
 namespace uniattn {
 namespace {
 
 using nlohmann::ordered_json;
-
-ordered_json counts_json(const TokenShards& shards) {
-  const PrepareCounts& c = shards.counts();
-  return {{"read", c.read},
-          {"kept", c.kept},
-          {"truncated", c.truncated},
-          {"split", c.split},
-          {"dropped_over_long", c.dropped_over_long},
-          {"dropped_without_labels", c.dropped_without_labels},
-          {"tokens", c.tokens},
-          {"supervised", c.supervised}};
-}
-
-ordered_json data_json(const PreparedData& data) {
-  ordered_json result = ordered_json::object();
-  if (data.calibration) result["calibration"] = counts_json(*data.calibration);
-  if (data.train) result["train"] = counts_json(*data.train);
-  if (data.eval) result["eval"] = counts_json(*data.eval);
-  return result;
-}
 
 // Ranks on several machines must find the same files.
 void require_shared(const std::string& directory, ProcessGroup& group) {
@@ -70,7 +50,7 @@ void require_equal_inputs(const Session& session, const RunDirectory& run, const
   require_shared(run.path, group);
 }
 
-// What all four commands do first. Data is ready before the ranks meet, so that no rank waits in a collective for
+// What all three commands do first. Data is ready before the ranks meet, so that no rank waits in a collective for
 // another's tokenizing.
 struct Started {
   Session session;
@@ -79,11 +59,11 @@ struct Started {
   std::unique_ptr<ProcessGroup> group;
 };
 
-Started start(const ConfigOptions& options) {
+Started start(const RunOptions& options) {
   Started started{.session = open_session(options.path, options.overrides), .run = {}, .data = {}, .group = {}};
   const bool first = Launch::from_environment().rank == 0;
   if (!first) log::only_warnings();
-  started.run = create_run_directory(started.session.config);
+  started.run = create_run_directory(started.session.config, options.accept_changes);
   if (first) log::set_file(started.run.log());
   started.data = prepare_data(started.session, started.run);
   started.group = std::make_unique<ProcessGroup>(std::chrono::seconds(started.session.config.parallel.timeout_seconds));
@@ -105,11 +85,12 @@ std::optional<Evaluation> evaluate_export(const Started& started) {
   return evaluate(model, started.data.eval->documents(), *started.group);
 }
 
-void run_all(const ConfigOptions& options) {
+void run_all(const RunOptions& options) {
   if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
   Started s = start(options);
   Outcome outcome = calibrate_run(s.session, s.run, s.data, *s.group);
-  if (outcome == Outcome::finished) outcome = train_run(s.session, s.run, s.data, *s.group, 0);
+  if (outcome == Outcome::finished)
+    outcome = train_run(s.session, s.run, s.data, *s.group, {.accept_changes = options.accept_changes});
   ordered_json result{{"run", s.run.path}, {"outcome", to_string(outcome)}};
   std::string text = fmt::format("{}: {}", s.run.path, to_string(outcome));
   if (outcome == Outcome::finished) {
@@ -127,40 +108,32 @@ void run_all(const ConfigOptions& options) {
   } else {
     text += "; the same command continues";
   }
-  if (s.group->rank() == 0) print_result(options.json, result, text);
+  if (s.group->rank() != 0) return;
+  write_file_atomically(s.run.result(), result.dump(2) + "\n");
+  print_result(options.json, result, text);
 }
 
-void run_prepare(const ConfigOptions& options, int64_t show) {
-  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
-  const Session session = open_session(options.path, options.overrides);
-  const RunDirectory run = create_run_directory(session.config);
-  const PreparedData data = prepare_data(session, run);
-  const TokenShards* shards = data.train ? &*data.train : data.calibration ? &*data.calibration : nullptr;
-  std::string text = fmt::format("prepared data: {}", run.data());
-  for (int64_t i = 0; shards && i < std::min(show, shards->size()); ++i)
-    text += "\n\n" + render_sample(shards->document(i), *session.tokenizer, isatty(STDOUT_FILENO));
-  print_result(options.json, data_json(data), text);
-}
-
-void run_calibrate(const ConfigOptions& options) {
+void run_calibrate(const RunOptions& options) {
   if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
   Started s = start(options);
   if (!s.session.config.calibration) fail_usage("`{}` has no `calibration` section", options.path);
   const Outcome outcome = calibrate_run(s.session, s.run, s.data, *s.group);
   if (s.group->rank() != 0) return;
-  if (outcome == Outcome::finished)
-    print_result(options.json, read_json(s.run.calibration() + "/report.json"),
-                 fmt::format("calibrated: {}", s.run.calibration()));
-  else
+  if (outcome == Outcome::finished) {
+    const auto report = read_json(s.run.calibration() + "/report.json");
+    print_result(options.json, report, fmt::format("{}calibrated: {}", report_text(report), s.run.calibration()));
+  } else {
     print_result(options.json, {{"run", s.run.path}, {"outcome", to_string(outcome)}},
                  fmt::format("{}: stopped; the same command continues", s.run.path));
+  }
 }
 
-void run_train(const ConfigOptions& options, int64_t stop_after) {
+void run_train(const RunOptions& options, int64_t stop_after) {
   if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
   Started s = start(options);
   if (s.session.config.stages.empty()) fail_usage("`{}` has no `stages`", options.path);
-  const Outcome outcome = train_run(s.session, s.run, s.data, *s.group, stop_after);
+  const Outcome outcome = train_run(s.session, s.run, s.data, *s.group,
+                                    {.stop_after = stop_after, .accept_changes = options.accept_changes});
   if (s.group->rank() == 0)
     print_result(options.json, {{"run", s.run.path}, {"outcome", to_string(outcome)}},
                  fmt::format("{}: {}", s.run.path, to_string(outcome)));
@@ -179,27 +152,19 @@ CLI::App* add(CLI::App& program, const char* name, const char* description, cons
 }  // namespace
 
 void add_run(CLI::App& program) {
-  auto options = std::make_shared<ConfigOptions>();
+  auto options = std::make_shared<RunOptions>();
   add(program, "run", "The whole pipeline: prepare, calibrate, train, export, eval; continues where it stopped",
       options, [options] { run_all(*options); });
 }
 
-void add_prepare(CLI::App& program) {
-  auto options = std::make_shared<ConfigOptions>();
-  auto show = std::make_shared<int64_t>(0);
-  add(program, "prepare", "Text to token shards", options, [options, show] { run_prepare(*options, *show); })
-      ->add_option("--show", *show, "Print the first N documents, supervised tokens marked")
-      ->check(CLI::NonNegativeNumber);
-}
-
 void add_calibrate(CLI::App& program) {
-  auto options = std::make_shared<ConfigOptions>();
+  auto options = std::make_shared<RunOptions>();
   add(program, "calibrate", "The init calculation: compensations by least squares on calibration text", options,
       [options] { run_calibrate(*options); });
 }
 
 void add_train(CLI::App& program) {
-  auto options = std::make_shared<ConfigOptions>();
+  auto options = std::make_shared<RunOptions>();
   auto stop_after = std::make_shared<int64_t>(0);
   add(program, "train", "The training stages; continues from the newest snapshot", options,
       [options, stop_after] { run_train(*options, *stop_after); })

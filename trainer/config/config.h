@@ -18,10 +18,11 @@ struct RunConfig {
   std::string name{};
   std::string dir{};
   int64_t seed = 42;
+  std::optional<double> peak_tflops{};  // of the device in the compute dtype; `auto` (empty): measured
   void validate() const;
   template <class V>
   void visit(V& v) {
-    v("name", name), v("dir", dir), v("seed", seed);
+    v("name", name), v("dir", dir), v("seed", seed), v("peak_tflops", peak_tflops);
   }
   bool operator==(const RunConfig&) const = default;
 };
@@ -82,14 +83,27 @@ struct PlanConfig {
 
 struct DataSource {
   std::string path{};
-  std::string format{};  // alpaca | messages | text | ids
-  double weight = 1.0;   // epochs over this set per epoch of the mixture
+  std::string format{};         // alpaca | messages | tulu_single_round | text | ids
+  std::string template_name{};  // a chat template (data/templates.h); "": the format's own
+  double weight = 1.0;          // epochs over this set per epoch of the mixture
   void validate(const std::string& where) const;
   template <class V>
   void visit(V& v) {
-    v("path", path), v("format", format), v("weight", weight);
+    v("path", path), v("format", format), v("template", template_name), v("weight", weight);
   }
   bool operator==(const DataSource&) const = default;
+};
+
+// What chooses the ranks of the compensations; at most one is given.
+struct RanksConfig {
+  double energy = 0;      // share of what a full matrix explains, to be kept in each layer
+  double parameters = 0;  // of all compensations together, as a share of the base model's
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("energy", energy), v("parameters", parameters);
+  }
+  bool operator==(const RanksConfig&) const = default;
 };
 
 struct CalibrationConfig {
@@ -98,10 +112,12 @@ struct CalibrationConfig {
   double held_out = 0.1;        // share of the documents that chooses the ridge
   std::optional<double> ridge;  // `auto` (empty): chosen on the held-out documents
   std::vector<std::string> fit = {"head_map", "value", "output", "compensation"};
+  RanksConfig ranks{};
   void validate() const;
   template <class V>
   void visit(V& v) {
-    v("data", data), v("samples", samples), v("held_out", held_out), v("ridge", ridge), v("fit", fit);
+    v("data", data), v("samples", samples), v("held_out", held_out), v("ridge", ridge), v("fit", fit),
+        v("ranks", ranks);
   }
   bool operator==(const CalibrationConfig&) const = default;
 };
@@ -142,25 +158,48 @@ struct DataConfig {
   int64_t max_length = 1024;
   bool pack = true;
   std::string over_long = "truncate";  // truncate | drop | split | error
+  std::string bad_records = "drop";    // drop | error: records that cannot be read
   void validate() const;
   template <class V>
   void visit(V& v) {
-    v("train", train), v("eval", eval), v("max_length", max_length), v("pack", pack), v("over_long", over_long);
+    v("train", train), v("eval", eval), v("max_length", max_length), v("pack", pack), v("over_long", over_long),
+        v("bad_records", bad_records);
   }
   bool operator==(const DataConfig&) const = default;
 };
 
+// Written as compensation | all | [pattern, ...].
+struct TrainedSet {
+  std::string kind = "all";             // compensation | all | patterns
+  std::vector<std::string> patterns{};  // of checkpoint tensor names, with * and ?
+  bool operator==(const TrainedSet&) const = default;
+};
+
+// The base model as a teacher.
+struct DistillConfig {
+  std::string target{};      // attention | logits
+  double weight = 1.0;       // of distillation in the loss; cross-entropy has the rest
+  double temperature = 1.0;  // logits only
+  void validate(const std::string& where) const;
+  template <class V>
+  void visit(V& v) {
+    v("target", target), v("weight", weight), v("temperature", temperature);
+  }
+  bool operator==(const DistillConfig&) const = default;
+};
+
 struct StageConfig {
   std::string name{};
-  std::string train = "all";  // compensation | all
+  TrainedSet train{};
   double epochs = 0;
   int64_t max_steps = 0;  // one of epochs and max_steps is set
   double learning_rate = 0;
+  std::optional<DistillConfig> distill{};
   void validate(const std::string& where) const;
   template <class V>
   void visit(V& v) {
     v("name", name), v("train", train), v("epochs", epochs), v("max_steps", max_steps),
-        v("learning_rate", learning_rate);
+        v("learning_rate", learning_rate), v("distill", distill);
   }
   bool operator==(const StageConfig&) const = default;
 };
@@ -168,30 +207,59 @@ struct StageConfig {
 struct OptimizerConfig {
   int64_t micro_batch = 1;
   int64_t accumulation = 1;
-  std::string schedule = "cosine";  // cosine | linear | constant
+  bool activation_checkpointing = false;
+  std::string schedule = "cosine";  // cosine | linear | constant | wsd
   double warmup_ratio = 0.03;
+  double decay_ratio = 0.1;  // wsd only
   double weight_decay = 0.0;
   double clip_norm = 1.0;  // 0: no clipping
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   void validate() const;
   template <class V>
   void visit(V& v) {
-    v("micro_batch", micro_batch), v("accumulation", accumulation), v("schedule", schedule),
-        v("warmup_ratio", warmup_ratio), v("weight_decay", weight_decay), v("clip_norm", clip_norm), v("beta1", beta1),
-        v("beta2", beta2), v("eps", eps);
+    v("micro_batch", micro_batch), v("accumulation", accumulation),
+        v("activation_checkpointing", activation_checkpointing), v("schedule", schedule),
+        v("warmup_ratio", warmup_ratio), v("decay_ratio", decay_ratio), v("weight_decay", weight_decay),
+        v("clip_norm", clip_norm), v("beta1", beta1), v("beta2", beta2), v("eps", eps);
   }
   bool operator==(const OptimizerConfig&) const = default;
 };
 
 struct CheckpointConfig {
-  int64_t every_steps = 200;
+  int64_t every_steps = 200;  // 0: not by steps
+  double every_minutes = 0;   // 0: not by time
   int64_t keep_last = 2;
+  int64_t keep_best = 0;  // besides the newest, by held-out loss
   void validate() const;
   template <class V>
   void visit(V& v) {
-    v("every_steps", every_steps), v("keep_last", keep_last);
+    v("every_steps", every_steps), v("every_minutes", every_minutes), v("keep_last", keep_last),
+        v("keep_best", keep_best);
   }
   bool operator==(const CheckpointConfig&) const = default;
+};
+
+struct EvaluationConfig {
+  int64_t every_steps = 0;  // 0: only at the end of each stage
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("every_steps", every_steps);
+  }
+  bool operator==(const EvaluationConfig&) const = default;
+};
+
+// Texts that are continued while training goes on.
+struct SamplesConfig {
+  std::vector<std::string> prompts{};
+  int64_t every_steps = 100;
+  int64_t max_new_tokens = 64;
+  void validate() const;
+  template <class V>
+  void visit(V& v) {
+    v("prompts", prompts), v("every_steps", every_steps), v("max_new_tokens", max_new_tokens);
+  }
+  bool operator==(const SamplesConfig&) const = default;
 };
 
 struct ParallelConfig {
@@ -227,13 +295,15 @@ struct Config {
   std::vector<StageConfig> stages{};
   OptimizerConfig optimizer;
   CheckpointConfig checkpoint;
+  EvaluationConfig evaluation;
+  SamplesConfig samples;
   ParallelConfig parallel;
   ExportConfig exporting;
   template <class V>
   void visit(V& v) {
     v("run", run), v("model", model), v("plan", plan), v("calibration", calibration), v("search", search),
         v("data", data), v("stages", stages), v("optimizer", optimizer), v("checkpoint", checkpoint),
-        v("parallel", parallel), v("export", exporting);
+        v("evaluation", evaluation), v("samples", samples), v("parallel", parallel), v("export", exporting);
   }
   void validate() const;
   bool operator==(const Config&) const = default;

@@ -86,6 +86,14 @@ void read(const YamlValue& value, CompensationConfig& field) {
   field = {.kind = kind, .rank = 0};
 }
 
+void read(const YamlValue& value, TrainedSet& field) {
+  field = {.kind = "patterns", .patterns = {}};
+  if (value.node.IsSequence()) return read(value, field.patterns);
+  if (value.node.IsScalar()) field.kind = value.node.Scalar();
+  if (field.kind != "compensation" && field.kind != "all")
+    value.refuse("compensation, all or a list of patterns such as ['*.self_attn.*']");
+}
+
 std::vector<YamlValue> entries(const YamlValue& mapping, const std::vector<std::string>& known) {
   if (!mapping.node.IsMap() && !mapping.node.IsNull()) {
     mapping.refuse(fmt::format("a mapping with the keys {}", fmt::join(known, ", ")));

@@ -30,6 +30,7 @@ void read(const YamlValue& value, double& field);
 void read(const YamlValue& value, bool& field);
 void read(const YamlValue& value, std::optional<double>& field);  // a number, or `auto` for none
 void read(const YamlValue& value, CompensationConfig& field);     // none | full | {rank: r}
+void read(const YamlValue& value, TrainedSet& field);             // compensation | all | [pattern, ...]
 
 // The entries of a mapping, in file order; none for null. Refuses everything else, keys that are not in `known`, and
 // repeated ones.

@@ -72,7 +72,7 @@ void validate_stages(const std::vector<StageConfig>& stages, const std::optional
       invalid(key + ".name", "'{}' is the name of an earlier stage; give each its own", stages[i].name);
     }
     // Without a plan the model may be unified already; then the trainer looks for its compensations.
-    if (stages[i].train == "compensation" && plan && !may_have_compensation(*plan)) {
+    if (stages[i].train.kind == "compensation" && plan && !may_have_compensation(*plan)) {
       invalid(key + ".train", "trains the compensation, and the plan has none; set plan.compensation, or train: all");
     }
   }
@@ -84,6 +84,7 @@ void RunConfig::validate() const {
   require_text("run.name", name);
   require_text("run.dir", dir);
   require_at_least<int64_t>("run.seed", seed, 0);
+  if (peak_tflops) require_positive("run.peak_tflops", *peak_tflops);
 }
 
 void ModelSection::validate() const {
@@ -133,8 +134,22 @@ void PlanConfig::validate() const {
 
 void DataSource::validate(const std::string& where) const {
   require_text(where + ".path", path);
-  require_known(where + ".format", format, {"alpaca", "messages", "text", "ids"});
+  require_known(where + ".format", format, {"alpaca", "messages", "tulu_single_round", "text", "ids"});
+  if (!template_name.empty()) {
+    require_known(
+        where + ".template", template_name,
+        {"alpaca", "tulu", "llama2", "llama3", "llama3.1", "mistral", "mistral-v0.3", "gemma", "chatml", "plain"});
+    if (format == "text" || format == "ids")
+      invalid(where + ".template", "'{}' is for conversations and instructions, and the format is {}; remove it",
+              template_name, format);
+  }
   require_positive(where + ".weight", weight);
+}
+
+void RanksConfig::validate() const {
+  require_within("calibration.ranks.energy", energy, 0, 1);
+  require_within("calibration.ranks.parameters", parameters, 0, 1);
+  if (energy > 0 && parameters > 0) invalid("calibration.ranks", "has energy and parameters; give one of them");
 }
 
 void CalibrationConfig::validate() const {
@@ -149,6 +164,9 @@ void CalibrationConfig::validate() const {
   }
   if (fit.empty()) invalid("calibration.fit", "is empty; expected some of head_map, value, output, compensation");
   require_known_once("calibration.fit", fit, {"head_map", "value", "output", "compensation"});
+  ranks.validate();
+  if (ranks != RanksConfig{} && std::ranges::find(fit, "compensation") == fit.end())
+    invalid("calibration.ranks", "chooses the ranks of compensations, and calibration.fit has none; add it");
 }
 
 void SearchBudget::validate() const {
@@ -179,11 +197,24 @@ void DataConfig::validate() const {
   validate_items("data.eval", eval);
   require_at_least<int64_t>("data.max_length", max_length, 2);
   require_known("data.over_long", over_long, {"truncate", "drop", "split", "error"});
+  require_known("data.bad_records", bad_records, {"drop", "error"});
+}
+
+void DistillConfig::validate(const std::string& where) const {
+  require_known(where + ".target", target, {"attention", "logits"});
+  if (!(weight > 0 && weight <= 1)) invalid(where + ".weight", "must be above 0 and at most 1, found {}", weight);
+  require_positive(where + ".temperature", temperature);
+  if (target == "attention" && temperature != 1)
+    invalid(where + ".temperature", "belongs to target: logits; attention states have none");
 }
 
 void StageConfig::validate(const std::string& where) const {
   require_text(where + ".name", name);
-  require_known(where + ".train", train, {"compensation", "all"});
+  if (train.kind == "patterns" && train.patterns.empty())
+    invalid(where + ".train", "is an empty list; expected compensation, all or patterns such as ['*.self_attn.*']");
+  for (size_t i = 0; i < train.patterns.size(); ++i)
+    require_text(fmt::format("{}.train.{}", where, i), train.patterns[i]);
+  if (distill) distill->validate(where + ".distill");
   require_at_least<double>(where + ".epochs", epochs, 0);
   require_at_least<int64_t>(where + ".max_steps", max_steps, 0);
   if ((epochs > 0) == (max_steps > 0)) {
@@ -195,8 +226,12 @@ void StageConfig::validate(const std::string& where) const {
 void OptimizerConfig::validate() const {
   require_at_least<int64_t>("optimizer.micro_batch", micro_batch, 1);
   require_at_least<int64_t>("optimizer.accumulation", accumulation, 1);
-  require_known("optimizer.schedule", schedule, {"cosine", "linear", "constant"});
+  require_known("optimizer.schedule", schedule, {"cosine", "linear", "constant", "wsd"});
   require_within("optimizer.warmup_ratio", warmup_ratio, 0, 1);
+  require_within("optimizer.decay_ratio", decay_ratio, 0, 1);
+  if (schedule == "wsd" && warmup_ratio + decay_ratio > 1)
+    invalid("optimizer.decay_ratio", "and warmup_ratio must be at most 1 together, found {} and {}", decay_ratio,
+            warmup_ratio);
   require_at_least<double>("optimizer.weight_decay", weight_decay, 0);
   require_at_least<double>("optimizer.clip_norm", clip_norm, 0);
   require_within("optimizer.beta1", beta1, 0, 1);
@@ -205,16 +240,30 @@ void OptimizerConfig::validate() const {
 }
 
 void CheckpointConfig::validate() const {
-  require_at_least<int64_t>("checkpoint.every_steps", every_steps, 1);
+  require_at_least<int64_t>("checkpoint.every_steps", every_steps, 0);
+  require_at_least<double>("checkpoint.every_minutes", every_minutes, 0);
+  if (every_steps == 0 && every_minutes == 0)
+    invalid("checkpoint.every_steps", "is 0, and so is every_minutes; give one of them, or a crash loses everything");
   require_at_least<int64_t>("checkpoint.keep_last", keep_last, 1);
+  require_at_least<int64_t>("checkpoint.keep_best", keep_best, 0);
+}
+
+void EvaluationConfig::validate() const {
+  require_at_least<int64_t>("evaluation.every_steps", every_steps, 0);
+}
+
+void SamplesConfig::validate() const {
+  for (size_t i = 0; i < prompts.size(); ++i) require_text(fmt::format("samples.prompts.{}", i), prompts[i]);
+  require_at_least<int64_t>("samples.every_steps", every_steps, 1);
+  require_at_least<int64_t>("samples.max_new_tokens", max_new_tokens, 1);
 }
 
 void ParallelConfig::validate() const {
   require_known("parallel.shard", shard, {"none", "optimizer", "gradients", "full"});
   require_at_least<int64_t>("parallel.replicas", replicas, 1);
   if (shard == "none" && replicas != 1)
-    invalid("parallel.replicas", "is {}, and with shard: none every rank is a replica; choose what to shard, or drop it",
-            replicas);
+    invalid("parallel.replicas",
+            "is {}, and with shard: none every rank is a replica; choose what to shard, or drop it", replicas);
   require_at_least<int64_t>("parallel.timeout_seconds", timeout_seconds, 1);
 }
 
@@ -233,6 +282,8 @@ void Config::validate() const {
   validate_stages(stages, plan);
   optimizer.validate();
   checkpoint.validate();
+  evaluation.validate();
+  samples.validate();
   parallel.validate();
   exporting.validate();
 
@@ -245,8 +296,15 @@ void Config::validate() const {
     invalid("calibration.fit",
             "fits only the compensation, and the plan has none; set plan.compensation, or fit: [output]");
   }
+  if (parallel.shard == "full" && !samples.prompts.empty())
+    invalid("samples.prompts",
+            "one rank writes the samples, and with parallel.shard: full none has the whole model; "
+            "remove them, or shard gradients");
   if (!stages.empty() && data.train.empty())
     invalid("data.train", "is empty, and there are stages to train; give a data set");
+  for (const auto& [key, needs] : {std::pair{"evaluation.every_steps", evaluation.every_steps > 0},
+                                   {"checkpoint.keep_best", checkpoint.keep_best > 0}})
+    if (needs && data.eval.empty()) invalid(key, "needs held-out data, and data.eval is empty; give a data set");
 }
 
 }  // namespace uniattn

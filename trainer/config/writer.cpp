@@ -38,6 +38,14 @@ void write(YAML::Emitter& out, CompensationConfig& field) {
   }
 }
 
+void write(YAML::Emitter& out, TrainedSet& field) {
+  if (field.kind == "patterns") {
+    out << YAML::Flow << field.patterns;
+  } else {
+    out << field.kind;
+  }
+}
+
 template <Section S>
 void write(YAML::Emitter& out, S& section);
 

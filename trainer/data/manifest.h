@@ -21,6 +21,8 @@ struct ShardEntry {
 struct SourceEntry {
   std::string path;  // for people; the hash of its contents is part of the manifest's hash
   double weight = 1;
+  PrepareCounts counts;
+  std::string first_bad;  // place and reason of the first record that was dropped because it cannot be read
 };
 
 struct Manifest {
@@ -30,10 +32,10 @@ struct Manifest {
   std::vector<ShardEntry> shards;
 };
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PrepareCounts, read, kept, truncated, split, dropped_over_long,
-                                   dropped_without_labels, tokens, supervised)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PrepareCounts, read, kept, truncated, split, dropped_bad, dropped_filtered,
+                                   dropped_over_long, dropped_without_labels, tokens, supervised, rows)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ShardEntry, file, bytes, hash, documents, tokens)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SourceEntry, path, weight)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SourceEntry, path, weight, counts, first_bad)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Manifest, hash, counts, sources, shards)
 
 // "shard-00007.safetensors"

@@ -20,6 +20,10 @@ struct Packing {
 // Deterministic, O(n log n). Throws Error for a length over `capacity`.
 Packing pack_best_fit(const std::vector<int64_t>& lengths, int64_t capacity);
 
+// The number of rows that pack_best_fit makes of documents_by_length[l] items of every length l, in memory that does
+// not depend on how many there are. Throws Error as it does.
+int64_t count_best_fit_rows(const std::vector<int64_t>& documents_by_length, int64_t capacity);
+
 // Item r alone in row r.
 Packing one_per_row(int64_t items);
 

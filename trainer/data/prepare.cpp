@@ -1,57 +1,19 @@
 #include "data/prepare.h"
 
-#include <ATen/Parallel.h>
-
-#include <chrono>
 #include <deque>
 #include <filesystem>
 
-#include "data/manifest.h"
-#include "data/random.h"
-#include "data/records.h"
-#include "data/shard_writer.h"
-#include "data/templates.h"
-#include "data/tokenize.h"
+#include "data/preparation.h"
 #include "storage/atomic_file.h"
 #include "storage/file_lock.h"
 #include "storage/hash.h"
-#include "storage/json.h"
 #include "support/error.h"
-#include "support/log.h"
 
 namespace uniattn {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr int64_t kFormatVersion = 2;  // part of the key: raise it when the same inputs give other shards
-constexpr size_t kShardTokens = 1 << 24;
-constexpr size_t kBatch = 4096;  // records tokenized between two rounds of writing
-
-// A data file with its records.
-struct Source {
-  explicit Source(const DataSource& described) : config(described), file(described.path), records(find_records()) {
-    if (records.empty()) fail("{}: there is no document in it", config.path);
-  }
-
-  bool is_json() const {
-    const auto extension = fs::path(config.path).extension();
-    return config.format != "text" || extension == ".json" || extension == ".jsonl";
-  }
-
-  std::vector<Record> find_records() const {
-    if (config.format == "ids") return line_records(file);
-    return is_json() ? json_records(file) : whole_record(file);
-  }
-
-  const DataSource& config;
-  MappedFile file;
-  std::vector<Record> records;
-};
-
-struct Reference {
-  int32_t source;
-  int64_t record;
-};
+constexpr int64_t kFormatVersion = 3;  // part of the key: raise it when the same inputs give other shards
 
 void check_options(const std::vector<DataSource>& sources, const PrepareOptions& options) {
   if (sources.empty()) fail_usage("no data: name at least one file");
@@ -59,13 +21,11 @@ void check_options(const std::vector<DataSource>& sources, const PrepareOptions&
   if (policy != "truncate" && policy != "drop" && policy != "split" && policy != "error") {
     fail_usage("over_long: expected truncate, drop, split or error, got '{}'", policy);
   }
+  if (options.bad_records != "drop" && options.bad_records != "error")
+    fail_usage("bad_records: expected drop or error, got '{}'", options.bad_records);
   if (options.max_length < 2) fail_usage("max_length: expected at least 2 tokens, got {}", options.max_length);
   for (const DataSource& source : sources) {
-    const std::string& format = source.format;
-    if (format != "alpaca" && format != "messages" && format != "text" && format != "ids") {
-      fail_usage("{}: expected the format alpaca, messages, text or ids, got '{}'", source.path, format);
-    }
-    if (policy == "split" && (format == "alpaca" || format == "messages")) {
+    if (policy == "split" && source.format != "text" && source.format != "ids") {
       fail_usage(
           "{}: over_long split would part answers from their prompts; use it for text and ids, or truncate or drop",
           source.path);
@@ -73,11 +33,12 @@ void check_options(const std::vector<DataSource>& sources, const PrepareOptions&
   }
 }
 
-std::string key_of(const std::deque<Source>& sources, const Tokenizer& tokenizer, const std::string& model_directory,
+std::string key_of(const std::deque<DataFile>& files, const Tokenizer& tokenizer, const std::string& model_directory,
                    const PrepareOptions& options) {
   nlohmann::json key = {{"version", kFormatVersion},
                         {"max_length", options.max_length},
                         {"over_long", options.over_long},
+                        {"bad_records", options.bad_records},
                         {"samples", options.samples},
                         {"seed", options.samples > 0 ? options.seed : 0},
                         {"ids", {tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.vocab_size()}}};
@@ -85,114 +46,29 @@ std::string key_of(const std::deque<Source>& sources, const Tokenizer& tokenizer
     const fs::path path = fs::path(model_directory) / name;
     if (fs::exists(path)) key["tokenizer"][name] = file_hash(path.string());
   }
-  for (const Source& source : sources) {
-    key["sources"].push_back(
-        {file_hash(source.config.path), source.config.format, source.is_json(), source.config.weight});
-  }
+  for (const DataFile& file : files) key["sources"].push_back(file.key());
   Hasher hasher;
   hasher.update(key.dump());
   return hasher.hex();
 }
 
-class Preparation {
- public:
-  Preparation(const std::deque<Source>& sources, const Tokenizer& tokenizer, const PrepareOptions& options,
-              const std::string& directory)
-      : sources_(sources), tokenizer_(tokenizer), options_(options), writer_(directory, kShardTokens) {}
-
-  Manifest run(const std::string& hash) {
-    const std::vector<Reference> order = choose_order();
-    for (size_t begin = 0; begin < order.size() && !enough(); begin += kBatch) {
-      const std::span batch(order.begin() + begin, std::min(kBatch, order.size() - begin));
-      std::vector<FittedDocument> documents(batch.size());
-      at::parallel_for(0, static_cast<int64_t>(batch.size()), 8, [&](int64_t from, int64_t to) {
-        for (int64_t i = from; i < to; ++i) documents[i] = read(batch[i]);
-      });
-      for (size_t i = 0; i < batch.size() && !enough(); ++i) add(documents[i], batch[i].source);
-      report_progress(begin + batch.size(), order.size());
-    }
-    if (counts_.kept == 0) {
-      fail("{}{}: none of the {} documents has a token to learn ({} over max_length, {} without labels)",
-           sources_[0].config.path, sources_.size() > 1 ? ", ..." : "", counts_.read, counts_.dropped_over_long,
-           counts_.dropped_without_labels);
-    }
-    Manifest manifest{.hash = hash, .counts = counts_, .sources = {}, .shards = writer_.finish()};
-    for (const Source& source : sources_) manifest.sources.push_back({source.config.path, source.config.weight});
-    return manifest;
-  }
-
- private:
-  std::vector<Reference> choose_order() const {
-    std::vector<Reference> order;
-    for (size_t s = 0; s < sources_.size(); ++s) {
-      for (size_t r = 0; r < sources_[s].records.size(); ++r) {
-        order.push_back({static_cast<int32_t>(s), static_cast<int64_t>(r)});
-      }
-    }
-    if (options_.samples > 0) Random({options_.seed}).shuffle(order);
-    return order;
-  }
-
-  void report_progress(size_t done, size_t all) {
-    const auto now = std::chrono::steady_clock::now();
-    if (now - last_report_ < std::chrono::seconds(10)) return;
-    last_report_ = now;
-    log::info(fmt::format("tokenized {} of {} documents", done, all));
-  }
-
-  bool enough() const { return options_.samples > 0 && counts_.kept == options_.samples; }
-
-  FittedDocument read(const Reference& reference) const {
-    const Source& source = sources_[static_cast<size_t>(reference.source)];
-    const Record& record = source.records[static_cast<size_t>(reference.record)];
-    const std::string where = fmt::format("{}:{}, record {}", source.config.path, record.line, record.number);
-    const std::string& format = source.config.format;
-    const nlohmann::json parsed =
-        format != "ids" && source.is_json() ? parse_json(record.text, where) : nlohmann::json();
-    try {
-      if (format == "ids") {
-        return fit_length(read_ids(record.text, tokenizer_.vocab_size()), options_.max_length, options_.over_long, {});
-      }
-      const std::vector<Span> spans =
-          source.is_json() ? render(format, parsed) : std::vector<Span>{{std::string(record.text), true}};
-      return fit_length(tokenize_spans(spans, tokenizer_), options_.max_length, options_.over_long,
-                        tokenizer_.eos_id());
-    } catch (const Error& error) {
-      fail("{}: {}", where, error.what());
-    }
-  }
-
-  void add(const FittedDocument& document, int32_t source) {
-    ++counts_.read;
-    counts_.kept += document.parts.empty() ? 0 : 1;
-    counts_.truncated += document.fit == Fit::kTruncated ? 1 : 0;
-    counts_.split += document.fit == Fit::kSplit ? 1 : 0;
-    counts_.dropped_over_long += document.fit == Fit::kTooLong ? 1 : 0;
-    counts_.dropped_without_labels += document.fit == Fit::kWithoutLabels ? 1 : 0;
-    for (const TokenizedDocument& part : document.parts) {
-      writer_.add(part.view(), source);
-      counts_.tokens += static_cast<int64_t>(part.tokens.size());
-      for (const uint8_t supervised : part.supervised) counts_.supervised += supervised;
-    }
-  }
-
-  const std::deque<Source>& sources_;
-  const Tokenizer& tokenizer_;
-  const PrepareOptions& options_;
-  ShardWriter writer_;
-  PrepareCounts counts_;
-  std::chrono::steady_clock::time_point last_report_ = std::chrono::steady_clock::now();
-};
-
 }  // namespace
+
+PrepareCounts& PrepareCounts::operator+=(const PrepareCounts& other) {
+  read += other.read, kept += other.kept, truncated += other.truncated, split += other.split;
+  dropped_bad += other.dropped_bad, dropped_filtered += other.dropped_filtered;
+  dropped_over_long += other.dropped_over_long, dropped_without_labels += other.dropped_without_labels;
+  tokens += other.tokens, supervised += other.supervised;
+  return *this;
+}
 
 TokenShards prepare_tokens(const std::vector<DataSource>& sources, const Tokenizer& tokenizer,
                            const std::string& model_directory, const PrepareOptions& options,
                            const std::string& directory) {
   check_options(sources, options);
-  std::deque<Source> opened;
-  for (const DataSource& source : sources) opened.emplace_back(source);
-  const std::string key = key_of(opened, tokenizer, model_directory, options);
+  std::deque<DataFile> files;
+  for (const DataSource& source : sources) files.emplace_back(source).check(tokenizer);
+  const std::string key = key_of(files, tokenizer, model_directory, options);
   const std::string target = (fs::path(directory) / key).string();
 
   create_directories(directory);
@@ -201,7 +77,7 @@ TokenShards prepare_tokens(const std::vector<DataSource>& sources, const Tokeniz
   if (!fs::exists(manifest)) {
     fs::remove_all(target);  // shards of a preparation that was killed
     create_directories(target);
-    const nlohmann::json finished = Preparation(opened, tokenizer, options, target).run(key);
+    const nlohmann::json finished = Preparation(files, tokenizer, options, target).run(key);
     write_file_atomically(manifest.string(), finished.dump(2) + "\n");
   }
   return TokenShards(target);

@@ -144,6 +144,9 @@ int64_t TokenShards::supervised() const {
 const PrepareCounts& TokenShards::counts() const {
   return data_->manifest.counts;
 }
+const std::vector<SourceEntry>& TokenShards::sources() const {
+  return data_->manifest.sources;
+}
 const std::string& TokenShards::hash() const {
   return data_->manifest.hash;
 }

@@ -16,6 +16,7 @@ struct Document {
 };
 
 struct PrepareCounts;
+struct SourceEntry;  // data/manifest.h
 
 class TokenShards {
  public:
@@ -26,6 +27,7 @@ class TokenShards {
   int64_t tokens() const;
   int64_t supervised() const;
   const PrepareCounts& counts() const;
+  const std::vector<SourceEntry>& sources() const;
   const std::string& hash() const;  // of inputs and options: names the data a checkpoint was trained on
   int32_t source(int64_t i) const;  // number of the data source that document i came from
   double weight(int64_t i) const;   // of that source

@@ -11,18 +11,20 @@ std::string text_between(const Document& document, size_t begin, size_t end, con
   return with.substr(std::min(before.size(), with.size()));
 }
 
-bool is_control(int32_t id, const Tokenizer& tokenizer) {
-  return id == tokenizer.bos_id() || id == tokenizer.eos_id();
+// How a token that stands for no text is shown; "" for the others.
+std::string control_text(int32_t id, const Tokenizer& tokenizer) {
+  if (id == tokenizer.eos_id()) return "<EOS>";
+  return id == tokenizer.bos_id() ? "<BOS>" : tokenizer.special_spelling(id).value_or("");
 }
 
-// Text of a run with the same loss, BOS and EOS included.
+// Text of a run with the same loss, special tokens included.
 std::string run_text(const Document& document, size_t begin, size_t end, const Tokenizer& tokenizer) {
   std::string text;
   for (size_t t = begin; t < end;) {
     size_t stop = t;
-    while (stop < end && !is_control(document.tokens[stop], tokenizer)) ++stop;
+    while (stop < end && control_text(document.tokens[stop], tokenizer).empty()) ++stop;
     if (stop > t) text += text_between(document, t, stop, tokenizer);
-    if (stop < end) text += document.tokens[stop] == tokenizer.eos_id() ? "<EOS>" : "<BOS>";
+    if (stop < end) text += control_text(document.tokens[stop], tokenizer);
     t = stop + 1;
   }
   return text;

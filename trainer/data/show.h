@@ -7,7 +7,7 @@
 
 namespace uniattn {
 
-// The decoded text with BOS and EOS spelled out. What carries loss is green and the rest dim or, without colour,
+// The decoded text with special tokens spelled out. What carries loss is green and the rest dim or, without colour,
 // between [[ and ]].
 std::string render_sample(const Document& document, const Tokenizer& tokenizer, bool colour);
 

@@ -1,13 +1,14 @@
 #include "model/attention.h"
 
 namespace uniattn {
-namespace {
 
 int64_t count_followers(const SharingPlan& plan, int64_t leader, Mode mode) {
   int64_t count = 0;
   for (const int64_t follower : plan.followers_of(leader)) count += plan.layers[follower].mode == mode;
   return count;
 }
+
+namespace {
 
 // A follower's values have the model's number of heads, and the operators want as many keys.
 at::Tensor with_model_kv_heads(const ModelConfig& config, const at::Tensor& x) {
@@ -62,11 +63,16 @@ at::Tensor attention_heads(const ModelConfig& config, const SharingPlan& plan, i
   return attention_heads(config, plan, index, project(config, layer, x, sequences), sequences.cu_seqlens, leaders);
 }
 
-at::Tensor advance(const ModelConfig& config, const SharingPlan& plan, int64_t index, const Layer& layer,
-                   const at::Tensor& stream, const Sequences& sequences, Leaders& leaders) {
+at::Tensor add_attention(const ModelConfig& config, const SharingPlan& plan, int64_t index, const Layer& layer,
+                         const at::Tensor& stream, const Sequences& sequences, Leaders& leaders) {
   const at::Tensor x = norm(config, stream, layer.input_norm);
   const at::Tensor heads = attention_heads(config, plan, index, layer, x, sequences, leaders);
-  return add_mlp(config, layer, stream + attention_output(config, layer, heads, x));
+  return stream + attention_output(config, layer, heads, x);
+}
+
+at::Tensor advance(const ModelConfig& config, const SharingPlan& plan, int64_t index, const Layer& layer,
+                   const at::Tensor& stream, const Sequences& sequences, Leaders& leaders) {
+  return add_mlp(config, layer, add_attention(config, plan, index, layer, stream, sequences, leaders));
 }
 
 }  // namespace uniattn

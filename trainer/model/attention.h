@@ -23,6 +23,9 @@ struct LeaderState {
 
 using Leaders = std::map<int64_t, LeaderState>;
 
+// Followers of `leader` in this mode.
+int64_t count_followers(const SharingPlan& plan, int64_t leader, Mode mode);
+
 // The heads' outputs [T, heads, head_dim] of layer `index` on its normed input x [T, D]; undefined for linear and skip.
 // A leader puts its state into `leaders`; a follower takes from it, the last one all that is left.
 at::Tensor attention_heads(const ModelConfig& config, const SharingPlan& plan, int64_t index, const Layer& layer,
@@ -32,7 +35,11 @@ at::Tensor attention_heads(const ModelConfig& config, const SharingPlan& plan, i
 at::Tensor attention_heads(const ModelConfig& config, const SharingPlan& plan, int64_t index,
                            const Projections& projected, const at::Tensor& cu_seqlens, Leaders& leaders);
 
-// The residual stream [T, D] behind layer `index`, from that before it.
+// The residual stream [T, D] behind the attention of layer `index`, from that before it.
+at::Tensor add_attention(const ModelConfig& config, const SharingPlan& plan, int64_t index, const Layer& layer,
+                         const at::Tensor& stream, const Sequences& sequences, Leaders& leaders);
+
+// The same behind the whole layer.
 at::Tensor advance(const ModelConfig& config, const SharingPlan& plan, int64_t index, const Layer& layer,
                    const at::Tensor& stream, const Sequences& sequences, Leaders& leaders);
 

@@ -3,10 +3,12 @@
 #include <fmt/ranges.h>
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/core/grad_mode.h>
 
 #include <cmath>
 
 #include "model/attention.h"
+#include "model/checkpointed_layer.h"
 #include "support/error.h"
 
 namespace uniattn {
@@ -98,7 +100,7 @@ at::Tensor embed(const ModelConfig& config, const at::Tensor& embedding, const a
 
 Decoder Decoder::read(const TensorSource& source, const ModelConfig& config, const SharingPlan& plan,
                       at::ScalarType dtype, at::Device device) {
-  Decoder model{config, plan, {}, {}, {}, {}, nullptr};
+  Decoder model{.config = config, .plan = plan, .embedding = {}, .final_norm = {}, .head = {}, .layers = {}};
   const std::vector<int64_t> vocab_shape{config.vocab_size, config.hidden_size};
   model.embedding = read_tensor(source, kEmbedding, vocab_shape, dtype, device);
   for (int64_t i = 0; i < config.num_layers; ++i)
@@ -108,25 +110,32 @@ Decoder Decoder::read(const TensorSource& source, const ModelConfig& config, con
   return model;
 }
 
-at::Tensor Decoder::hidden(const Batch& batch) const {
+at::Tensor Decoder::hidden(const Batch& batch, std::vector<at::Tensor>* after_attention) const {
   const Sequences sequences = make_sequences(config, batch.positions, batch.cu_seqlens);
+  const bool checkpoint = checkpoint_activations && at::GradMode::is_enabled();
   if (observer) observer->enter(0);
   at::Tensor stream = embed(config, embedding, batch.tokens);
-  if (observer) observer->leave(0, stream);
+  if (observer) observer->leave(0, stream, {});
   Leaders leaders;
   for (int64_t i = 0; i < config.num_layers; ++i) {
     if (observer) observer->enter(1 + i);
-    stream = advance(config, plan, i, layers[i], stream, sequences, leaders);
-    if (observer) observer->leave(1 + i, stream);
+    LayerStreams streams;
+    if (checkpoint) {
+      streams = advance_checkpointed(config, plan, i, layers[i], stream, sequences, leaders);
+    } else {
+      streams.after_attention = add_attention(config, plan, i, layers[i], stream, sequences, leaders);
+      streams.after_mlp = add_mlp(config, layers[i], streams.after_attention);
+    }
+    if (after_attention) after_attention->push_back(streams.after_attention);
+    stream = streams.after_mlp;
+    if (observer) observer->leave(1 + i, stream, after_attention ? streams.after_attention : at::Tensor());
   }
   if (observer) observer->enter(1 + config.num_layers);
   return norm(config, stream, final_norm);
 }
 
 at::Tensor Decoder::token_losses(const Batch& batch) const {
-  const at::Tensor losses = linear_cross_entropy(hidden(batch), head, batch.labels, config.final_softcap);
-  if (observer) observer->leave(1 + config.num_layers, losses);
-  return losses;
+  return linear_cross_entropy(hidden(batch), head, batch.labels, config.final_softcap);
 }
 
 std::vector<std::vector<ParameterSlot>> Decoder::parts() {

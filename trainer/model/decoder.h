@@ -28,12 +28,14 @@ Layer read_layer(const TensorSource& source, const ModelConfig& config, const La
 // Embedding of tokens [T] -> [T, D].
 at::Tensor embed(const ModelConfig& config, const at::Tensor& embedding, const at::Tensor& tokens);
 
-// Told of a forward pass part by part: 0 is the embedding, 1 + i layer i, 1 + num_layers the final norm with the head.
+// Told of a forward pass part by part: 0 is the embedding, 1 + i layer i, 1 + num_layers the final norm with the head,
+// which the pass enters but does not leave.
 class PartObserver {
  public:
   virtual ~PartObserver() = default;
-  virtual void enter(int64_t part) = 0;                         // before the part reads its parameters
-  virtual void leave(int64_t part, const at::Tensor& out) = 0;  // with what it gives: the stream [T, D], losses [T]
+  virtual void enter(int64_t part) = 0;  // before the part reads its parameters
+  // `stream` [T, D] is what the part gives; backward may also come in by `inner`, a tensor inside it (undefined: none).
+  virtual void leave(int64_t part, const at::Tensor& stream, const at::Tensor& inner) = 0;
 };
 
 // A parameter of a decoder.
@@ -49,14 +51,16 @@ class Decoder {
   at::Tensor final_norm;  // [D]
   at::Tensor head;        // [vocab, D]; the embedding itself when tied
   std::vector<Layer> layers;
-  PartObserver* observer = nullptr;  // optional
+  bool checkpoint_activations = false;  // layers are computed again in the backward pass: less memory, the same bits
+  PartObserver* observer = nullptr;     // optional
 
   // Compensations that the source lacks start at zero (low rank: up zero, down random with a fixed seed).
   static Decoder read(const TensorSource& source, const ModelConfig& config, const SharingPlan& plan,
                       at::ScalarType dtype, at::Device device = at::kCPU);
 
-  // Final normed hidden states [T, D] of packed sequences.
-  at::Tensor hidden(const Batch& batch) const;
+  // Final normed hidden states [T, D] of packed sequences. `after_attention`, if given, receives the residual stream
+  // after attention of every layer, [T, D] each.
+  at::Tensor hidden(const Batch& batch, std::vector<at::Tensor>* after_attention = nullptr) const;
   // Cross-entropy of every position's label [T] float32, 0 where there is none. Logits of the whole batch never exist.
   at::Tensor token_losses(const Batch& batch) const;
 

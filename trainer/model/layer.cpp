@@ -4,10 +4,7 @@
 #include <numbers>
 
 namespace uniattn {
-namespace {
 
-// Inverse wave lengths [head_dim / 2] in float32, computed in the order transformers does: positions past 8,192 feel
-// the last bit.
 at::Tensor inverse_frequencies(const ModelConfig& config) {
   const at::Tensor exponents = at::arange(0, config.head_dim, 2, at::kLong).to(at::kFloat) / config.head_dim;
   at::Tensor frequencies = 1.0 / at::pow(config.rope_theta, exponents);
@@ -25,6 +22,8 @@ at::Tensor inverse_frequencies(const ModelConfig& config) {
   const at::Tensor is_short = wave_lengths < original / rope.high_freq_factor;
   return at::where(is_long, slowed, at::where(is_short, frequencies, between));
 }
+
+namespace {
 
 at::Tensor project_heads(const ModelConfig& config, const at::Tensor& x, const at::Tensor& projection) {
   return uniattn::linear(x, projection).view({x.size(0), -1, config.head_dim});
@@ -100,7 +99,11 @@ std::vector<LayerSlot> layer_slots(const ModelConfig& config, const LayerPlan& p
 }
 
 Sequences make_sequences(const ModelConfig& config, const at::Tensor& positions, const at::Tensor& cu_seqlens) {
-  const at::Tensor angles = positions.to(at::kFloat).unsqueeze(1) * inverse_frequencies(config).to(positions.device());
+  return make_sequences(inverse_frequencies(config).to(positions.device()), positions, cu_seqlens);
+}
+
+Sequences make_sequences(const at::Tensor& frequencies, const at::Tensor& positions, const at::Tensor& cu_seqlens) {
+  const at::Tensor angles = positions.to(at::kFloat).unsqueeze(1) * frequencies;
   return {cu_seqlens, angles.cos(), angles.sin()};
 }
 

@@ -51,8 +51,14 @@ struct Sequences {
   at::Tensor cos, sin;    // [T, head_dim / 2] float32
 };
 
+// Inverse wave lengths [head_dim / 2] of the rotary embedding in float32, computed in the order transformers does:
+// positions past 8,192 feel the last bit.
+at::Tensor inverse_frequencies(const ModelConfig& config);
+
 // positions [T] int64.
 Sequences make_sequences(const ModelConfig& config, const at::Tensor& positions, const at::Tensor& cu_seqlens);
+// The same with the inverse frequencies at hand, on the device of the positions.
+Sequences make_sequences(const at::Tensor& frequencies, const at::Tensor& positions, const at::Tensor& cu_seqlens);
 
 AttentionOptions attention_options(const ModelConfig& config, int64_t layer);
 

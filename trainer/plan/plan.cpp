@@ -110,6 +110,11 @@ void check_head_map(const LayerPlan& layer, const PlanLimits& limits, int64_t i)
 
 }  // namespace
 
+std::string to_string(const Compensation& compensation) {
+  if (compensation.kind == Compensation::Kind::low_rank) return fmt::format("rank {}", compensation.rank);
+  return compensation.kind == Compensation::Kind::full ? "full" : "none";
+}
+
 bool has_leader(Mode mode) {
   return mode == Mode::share_probs || mode == Mode::share_kv;
 }

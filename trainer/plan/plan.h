@@ -21,6 +21,8 @@ struct Compensation {
   bool operator==(const Compensation&) const = default;
 };
 
+std::string to_string(const Compensation& compensation);  // "none", "full", "rank 8"
+
 struct LayerPlan {
   Mode mode = Mode::full;
   int64_t leader = -1;  // share_probs and share_kv only: the layer whose P (or K, V) is used

@@ -1,9 +1,13 @@
 #include "storage/hash.h"
 
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <vector>
+
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include "storage/mapped_file.h"
 #include "support/error.h"
 
 namespace uniattn {
@@ -26,10 +30,15 @@ std::string Hasher::hex() const {
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
+// By blocks: mapping the file would count all of it as this process's memory.
 std::string file_hash(const std::string& path) {
-  const MappedFile file(path);
+  std::ifstream file(path, std::ios::binary);
+  if (!file) fail("cannot open '{}': {}", path, std::strerror(errno));
   Hasher hasher;
-  hasher.update(file.bytes());
+  std::vector<char> block(1 << 20);
+  while (file.read(block.data(), static_cast<std::streamsize>(block.size())) || file.gcount() > 0)
+    hasher.update({block.data(), static_cast<size_t>(file.gcount())});
+  if (file.bad()) fail("cannot read '{}': {}", path, std::strerror(errno));
   return hasher.hex();
 }
 

@@ -35,6 +35,11 @@ MappedFile::MappedFile(std::string path) : path_(std::move(path)) {
   data_ = static_cast<const char*>(mapped);
 }
 
+void MappedFile::release(size_t size) const {
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  if (const size_t whole = size / page * page; whole > 0) ::madvise(const_cast<char*>(data_), whole, MADV_DONTNEED);
+}
+
 MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<char*>(data_), size_);
 }

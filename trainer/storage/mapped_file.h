@@ -15,6 +15,8 @@ class MappedFile {
 
   // Valid as long as this object.
   std::string_view bytes() const { return {data_, size_}; }
+  // Gives back the memory of the first `size` bytes; they are read from the file again when they are used again.
+  void release(size_t size) const;
   const std::string& path() const { return path_; }
 
  private:

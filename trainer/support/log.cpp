@@ -17,6 +17,11 @@ spdlog::logger& logger() {
   return *instance;
 }
 
+std::unique_ptr<spdlog::logger>& file_logger() {
+  static std::unique_ptr<spdlog::logger> instance;
+  return instance;
+}
+
 }  // namespace
 
 void info(std::string_view message) {
@@ -32,7 +37,14 @@ void error(std::string_view message) {
 void set_file(const std::string& path) {
   auto sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path);
   sink->set_pattern("%Y-%m-%d %H:%M:%S %l %v");
+  file_logger() = std::make_unique<spdlog::logger>("file", sink);
   logger().sinks().push_back(std::move(sink));
+}
+
+void file_only(std::string_view message) {
+  if (!file_logger()) return;
+  file_logger()->info("{}", message);
+  file_logger()->flush();
 }
 
 void only_warnings() {

@@ -12,6 +12,9 @@ void error(std::string_view message);
 // Appends everything that follows to `path` as well.
 void set_file(const std::string& path);
 
+// A line for that file alone; nothing without one.
+void file_only(std::string_view message);
+
 // Other ranks than 0 keep quiet unless something is wrong.
 void only_warnings();
 

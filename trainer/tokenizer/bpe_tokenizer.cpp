@@ -57,15 +57,17 @@ class BpeTokenizer : public Tokenizer {
   }
   std::vector<int32_t> encode_continuation(std::string_view text) const override { return encode(text); }
 
+  std::string_view token_bytes(int32_t id) const override {
+    if (const auto added = added_.find(id); added != added_.end())
+      return added->second.special ? std::string_view() : added->second.content;
+    return static_cast<size_t>(id) < bpe_.tokens().size() ? bpe_.tokens()[static_cast<size_t>(id)] : std::string_view();
+  }
+
   std::string decode(const std::vector<int32_t>& ids) const override {
     std::string bytes;
     for (const int32_t id : ids) {
       if (id < 0 || id >= vocab_size_) fail("cannot decode id {}: expected ids in [0, {})", id, vocab_size_);
-      if (const auto added = added_.find(id); added != added_.end()) {
-        if (!added->second.special) bytes += added->second.content;
-      } else if (static_cast<size_t>(id) < bpe_.tokens().size()) {
-        bytes += bpe_.tokens()[static_cast<size_t>(id)];
-      }
+      bytes += token_bytes(id);
     }
     return replace_invalid_utf8(bytes);
   }
@@ -75,6 +77,11 @@ class BpeTokenizer : public Tokenizer {
       if (token.special && token.content == spelling) return id;
     }
     return std::nullopt;
+  }
+
+  std::optional<std::string> special_spelling(int32_t id) const override {
+    const auto added = added_.find(id);
+    return added != added_.end() && added->second.special ? std::optional(added->second.content) : std::nullopt;
   }
 
   int64_t vocab_size() const override { return vocab_size_; }

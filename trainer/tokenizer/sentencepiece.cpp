@@ -30,6 +30,17 @@ void append(const SentencePieceProcessor& processor, std::string_view text, std:
   ids.insert(ids.end(), pieces.begin(), pieces.end());
 }
 
+constexpr std::string_view kSpaceSymbol = "\u2581";
+
+// What a piece stands for inside a text, "" for control and unknown pieces.
+std::string bytes_of_piece(const SentencePieceProcessor& processor, int id) {
+  if (processor.IsControl(id) || processor.IsUnknown(id)) return "";
+  std::string text = processor.IdToPiece(id);
+  if (processor.IsByte(id)) return {static_cast<char>(std::stoi(text.substr(3, 2), nullptr, 16))};  // "<0x0A>"
+  for (size_t at; (at = text.find(kSpaceSymbol)) != text.npos;) text.replace(at, kSpaceSymbol.size(), " ");
+  return text;
+}
+
 class SentencePieceTokenizer : public Tokenizer {
  public:
   SentencePieceTokenizer(std::string_view model, const TokenizerSettings& settings, const std::string& path) {
@@ -42,6 +53,7 @@ class SentencePieceTokenizer : public Tokenizer {
     const SentencePieceTraits traits = read_traits(model);
     prefix_space_ = traits.add_dummy_prefix && settings.add_prefix_space;
     if (encodes_parts_independently(traits)) boundaries_.emplace(continuing_);
+    for (int id = 0; id < pieces_; ++id) piece_bytes_.push_back(bytes_of_piece(whole_, id));
     bos_ = choose_id(settings.bos, settings.bos_token, whole_.bos_id());
     eos_ = choose_id(settings.eos, settings.eos_token, whole_.eos_id());
     for (const int32_t id : {bos_, eos_}) {
@@ -52,13 +64,17 @@ class SentencePieceTokenizer : public Tokenizer {
   std::vector<int32_t> encode(std::string_view text) const override { return encode(text, prefix_space_); }
   std::vector<int32_t> encode_continuation(std::string_view text) const override { return encode(text, false); }
 
+  std::string_view token_bytes(int32_t id) const override {
+    return id < pieces_ ? piece_bytes_[static_cast<size_t>(id)] : std::string_view();
+  }
+
   std::string decode(const std::vector<int32_t>& ids) const override {
     std::vector<int> pieces;
     for (const int32_t id : ids) {
       if (id < 0 || id >= vocab_size_) fail("cannot decode id {}: expected ids in [0, {})", id, vocab_size_);
       if (id < pieces_) {
         pieces.push_back(id);
-      } else if (!is_special(id)) {
+      } else if (!special_spelling(id)) {
         pieces.push_back(whole_.unk_id());  // rows of the embedding that only pad it
       }
     }
@@ -71,6 +87,11 @@ class SentencePieceTokenizer : public Tokenizer {
   std::optional<int32_t> special_id(std::string_view spelling) const override {
     const auto found = special_.find(spelling);
     return found == special_.end() ? std::nullopt : std::optional(found->second);
+  }
+
+  std::optional<std::string> special_spelling(int32_t id) const override {
+    const auto found = std::ranges::find(special_, id, [](const auto& token) { return token.second; });
+    return found == special_.end() ? std::nullopt : std::optional(found->first);
   }
 
   int64_t vocab_size() const override { return vocab_size_; }
@@ -143,15 +164,12 @@ class SentencePieceTokenizer : public Tokenizer {
     });
   }
 
-  bool is_special(int32_t id) const {
-    return std::any_of(special_.begin(), special_.end(), [&](const auto& token) { return token.second == id; });
-  }
-
   int32_t choose_id(std::optional<int32_t> configured, const std::string& spelling, int32_t of_model) const {
     return configured ? *configured : special_id(spelling).value_or(of_model);
   }
 
   SentencePieceProcessor whole_, continuing_;
+  std::vector<std::string> piece_bytes_;
   std::map<std::string, int32_t, std::less<>> special_;
   int64_t pieces_ = 0, vocab_size_ = 0;
   int32_t bos_ = -1, eos_ = -1;

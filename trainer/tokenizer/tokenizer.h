@@ -19,11 +19,17 @@ class Tokenizer {
   // The same for text that follows other text: without the space that some tokenizers put before a beginning.
   // decode(encode(a) + encode_continuation(b)) is decode(encode(a + b)).
   virtual std::vector<int32_t> encode_continuation(std::string_view text) const = 0;
+  // The bytes that the token stands for inside a text: those of all ids of an encoded text are that text, after the
+  // space that encode() may put before it. Empty for special tokens and where it depends on more than the id. Valid as
+  // long as this object.
+  virtual std::string_view token_bytes(int32_t /*id*/) const { return {}; }
   // Throws Error for ids outside [0, vocab_size()). Special tokens decode to nothing, bytes that form no character to
   // U+FFFD; for text whose end may be cut inside a character see StreamDecoder.
   virtual std::string decode(const std::vector<int32_t>& ids) const = 0;
   // The id of the special token that is written `spelling`; nullopt when there is none.
   virtual std::optional<int32_t> special_id(std::string_view /*spelling*/) const { return std::nullopt; }
+  // The spelling of the special token `id`; nullopt when it is none.
+  virtual std::optional<std::string> special_spelling(int32_t /*id*/) const { return std::nullopt; }
   // config.json's vocab_size where there is one: an embedding may be longer than the tokenizer's list of pieces.
   virtual int64_t vocab_size() const = 0;
   virtual int32_t bos_id() const = 0;  // -1 when the model has none

@@ -14,13 +14,6 @@ struct Members {
   std::vector<at::Tensor> masters, gradients, first, second;
 };
 
-TensorPart kept_part(const std::string& prefix, const Segment& segment, const at::Tensor& moment) {
-  return {.name = prefix + segment.name,
-          .shape = segment.shape,
-          .begin = segment.begin + segment.kept_begin,
-          .values = moment.narrow(0, segment.kept_begin, segment.kept)};
-}
-
 }  // namespace
 
 AdamW::AdamW(const Parameters& parameters, const OptimizerConfig& config) : config_(config) {
@@ -56,8 +49,8 @@ TensorParts AdamW::state(const Parameters& parameters, bool first_rank) const {
   const std::vector<Segment> segments = parameters.segments(Role::trained);
   for (size_t i = 0; i < segments.size(); ++i) {
     if (segments[i].kept == 0) continue;
-    state.push_back(kept_part(kFirst, segments[i], first_[i]));
-    state.push_back(kept_part(kSecond, segments[i], second_[i]));
+    state.push_back(kept_part(segments[i], kFirst + segments[i].name, first_[i]));
+    state.push_back(kept_part(segments[i], kSecond + segments[i].name, second_[i]));
   }
   if (first_rank) state.push_back({.name = kSteps, .shape = {}, .begin = 0, .values = steps_.view({1})});
   return state;

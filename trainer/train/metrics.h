@@ -1,36 +1,40 @@
-// What a person watches: metrics.jsonl, a progress bar on a terminal, plain lines otherwise.
+// The numbers of a training run as files: metrics.jsonl, one object per line (docs/training.md).
 #pragma once
-#include <chrono>
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
+#include <vector>
 
 namespace uniattn {
 
-struct StepMetrics {
+// Where in a run something happened.
+struct RunStep {
   std::string stage;
-  int64_t step = 0, total_steps = 0;  // in the stage, step from 1
-  double loss = 0;                    // nats per supervised token of this step, before the update
+  int64_t step = 0, stage_steps = 0;  // in the stage, step from 1
+  int64_t run_step = 0;               // counted over all stages
+};
+
+struct StepMetrics {
+  RunStep at;
+  double loss = 0;                     // cross-entropy in nats per supervised token, before the update
+  std::optional<double> distill_loss{};  // in stages that distill
   double learning_rate = 0, gradient_norm = 0;
+  std::vector<int64_t> failed_ranks{};        // whose loss is not finite
+  bool updated = true;                        // false: the gradient was not finite and the step was left out
   int64_t tokens = 0, supervised_tokens = 0;  // of this step, over all ranks
   double seconds = 0;                         // of this step
+  double mfu = 0, mfu_causal = 0;             // model FLOPs utilization, see train/flops.h
+  int64_t peak_memory_bytes = 0;              // of rank 0 so far
 };
 
-// Keeps the first `lines` of metrics.jsonl. What a killed process wrote beyond its last snapshot goes, so that a resumed
-// run has each step once.
-void trim_metrics(const std::string& path, int64_t lines);
-void append_metrics(const std::string& path, const StepMetrics& metrics);
+nlohmann::ordered_json to_json(const StepMetrics& metrics);
 
-class Progress {
- public:
-  void show(const StepMetrics& metrics);
-  // Ends the bar's line.
-  void finish();
+// Appends one line, on its way to the disk when this returns. Throws Error when it cannot.
+void append_line(const std::string& path, const nlohmann::ordered_json& line);
 
- private:
-  using Clock = std::chrono::steady_clock;
-  double tokens_per_second_ = 0, seconds_per_step_ = 0;  // smoothed
-  Clock::time_point last_line_{};
-  bool bar_open_ = false;
-};
+// Keeps the lines whose `run_step` is at most `done_steps`. What a killed process wrote beyond its last snapshot goes,
+// so that a resumed run has each step once.
+void trim_lines(const std::string& path, int64_t done_steps);
 
 }  // namespace uniattn

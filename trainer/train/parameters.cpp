@@ -4,12 +4,10 @@
 
 #include <cmath>
 
-#include "support/error.h"
-
 namespace uniattn {
 
-Parameters::Parameters(Decoder& model, const TensorSource& source, const RoleOf& role_of, const std::string& what,
-                       const Sharding& sharding, at::ScalarType dtype, at::Device device)
+Parameters::Parameters(Decoder& model, const TensorSource& source, const RoleOf& role_of, const Sharding& sharding,
+                       at::ScalarType dtype, at::Device device)
     : model_(model), reduces_each_(sharding.strategy == Shard::full) {
   for (const std::vector<ParameterSlot>& slots : model.parts()) {
     Groups& part = parts_.emplace_back();
@@ -23,10 +21,6 @@ Parameters::Parameters(Decoder& model, const TensorSource& source, const RoleOf&
       if (role == Role::trained) trained_.push_back(part.back());
     }
   }
-  if (trained_.empty())
-    fail_usage(
-        "a stage trains `{}`, but the model has no such parameters; give the plan a compensation or drop the stage",
-        what);
   if (model.config.tied_embeddings) model.head = model.embedding;
   needs_backward_.resize(parts_.size());
   done_.resize(parts_.size(), true);
@@ -85,15 +79,15 @@ void Parameters::enter(int64_t part) {
   if (part < last_part()) start_gather(part + 1);
 }
 
-void Parameters::leave(int64_t part, const at::Tensor& out) {
-  needs_backward_[part] = out.requires_grad();
-  if (out.requires_grad()) {
-    out.register_hook([this, part](const at::TensorBase&) {
-      if (part < last_part()) end_backward(part + 1);
+void Parameters::leave(int64_t part, const at::Tensor& stream, const at::Tensor& inner) {
+  needs_backward_[part] = stream.requires_grad();
+  if (stream.requires_grad())
+    stream.register_hook([this, part](const at::TensorBase&) {
+      end_backward(part + 1);
       begin_backward(part);
     });
-    if (part == last_part()) return;  // its backward comes at once
-  }
+  if (inner.defined() && inner.requires_grad())
+    inner.register_hook([this, part](const at::TensorBase&) { begin_backward(part); });
   release(part);
 }
 
@@ -159,6 +153,13 @@ std::vector<Segment> Parameters::segments(Role role) const {
     for (Segment& segment : group->segments()) all.push_back(std::move(segment));
   }
   return all;
+}
+
+TensorPart kept_part(const Segment& segment, const std::string& name, const at::Tensor& values) {
+  return {.name = name,
+          .shape = segment.shape,
+          .begin = segment.begin + segment.kept_begin,
+          .values = values.narrow(0, segment.kept_begin, segment.kept)};
 }
 
 }  // namespace uniattn

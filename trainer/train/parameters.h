@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/snapshot.h"
 #include "model/decoder.h"
 #include "parallel/sharding.h"
 #include "train/flat_group.h"
@@ -19,9 +20,9 @@ class Parameters : public PartObserver {
   using RoleOf = std::function<Role(const std::string& name)>;
 
   // Fills `model`, whose config and plan are set, from `source`: each rank reads what it holds. Model and sharding must
-  // outlive this object. Throws UsageError when `role_of` lets nothing be trained; `what` names the set in the message.
-  Parameters(Decoder& model, const TensorSource& source, const RoleOf& role_of, const std::string& what,
-             const Sharding& sharding, at::ScalarType dtype, at::Device device);
+  // outlive this object.
+  Parameters(Decoder& model, const TensorSource& source, const RoleOf& role_of, const Sharding& sharding,
+             at::ScalarType dtype, at::Device device);
   ~Parameters() override;
   Parameters(const Parameters&) = delete;
   Parameters& operator=(const Parameters&) = delete;
@@ -45,7 +46,7 @@ class Parameters : public PartObserver {
   std::vector<Segment> segments(Role role) const;
 
   void enter(int64_t part) override;
-  void leave(int64_t part, const at::Tensor& out) override;
+  void leave(int64_t part, const at::Tensor& stream, const at::Tensor& inner) override;
 
  private:
   using Groups = std::vector<FlatGroup*>;
@@ -69,5 +70,8 @@ class Parameters : public PartObserver {
   FlatGroup* reducing_ = nullptr;
   Pending replicating_;
 };
+
+// The elements of `values`, which belongs to `segment`, that this rank writes to a snapshot under `name`.
+TensorPart kept_part(const Segment& segment, const std::string& name, const at::Tensor& values);
 
 }  // namespace uniattn

@@ -1,196 +1,186 @@
 #include "train/trainer.h"
 
+#include <fmt/ranges.h>
+
 #include <chrono>
 #include <cmath>
-#include <numeric>
 #include <utility>
 
+#include "checkpoint/retention.h"
 #include "checkpoint/snapshot.h"
+#include "inference/generator.h"
 #include "parallel/device.h"
+#include "parallel/sharding.h"
 #include "support/error.h"
 #include "support/log.h"
 #include "support/signals.h"
-#include "parallel/sharding.h"
-#include "train/adamw.h"
+#include "train/device_probe.h"
 #include "train/evaluate.h"
-#include "train/metrics.h"
-#include "train/schedule.h"
+#include "train/monitor.h"
+#include "train/stage.h"
 
 namespace uniattn {
 namespace {
 
 using nlohmann::json;
+using Clock = std::chrono::steady_clock;
 
-constexpr int kMaxSkippedSteps = 10;  // in a row, for gradients that are not finite
-
-Loader make_loader(const Config& config, const TokenShards& shards, int64_t stage, int64_t world_size) {
-  return Loader(shards, {.max_length = config.data.max_length,
-                         .rows_per_step = config.optimizer.micro_batch * config.optimizer.accumulation * world_size,
-                         .pack = config.data.pack,
-                         .seed = config.run.seed + stage});
-}
+constexpr int64_t kMaxSkippedSteps = 10;  // in a row, for gradients that are not finite
 
 class Trainer {
  public:
-  Trainer(const Config& config, const RunDirectory& run, const ModelDirectory& model, const TrainingData& data,
-          ProcessGroup& group)
-      : config_(config),
-        run_(run),
-        data_(data),
-        group_(group),
-        device_(compute_device(group.local_rank())),
-        sharding_(make_sharding(group, parse_shard(config.parallel.shard), config.parallel.replicas, device_)),
-        start_(initial_state(run, config, model)),
-        model_{model.config, start_.plan, {}, {}, {}, {}, nullptr},
-        steps_(stage_steps(config, data.train, group.world_size())) {
-    resume();
+  Trainer(const TrainingRun& run, const TrainOptions& options)
+      : run_(run),
+        config_(run.config),
+        device_(compute_device(run.group.local_rank())),
+        sharding_(make_sharding(run.group, parse_shard(config_.parallel.shard), config_.parallel.replicas, device_)),
+        start_(initial_state(run.directory, config_, run.model)),
+        model_{.config = run.model.config,
+               .plan = start_.plan,
+               .embedding = {},
+               .final_norm = {},
+               .head = {},
+               .layers = {}},
+        steps_(stage_steps(config_, run.train, run.rows_per_step())) {
+    model_.checkpoint_activations = config_.optimizer.activation_checkpointing;
+    snapshot_ = open_newest();
+    if (snapshot_) resume(options.accept_changes);
+    if (options.stop_after > 0) stop_at_ = done_ + options.stop_after;
+    if (is_first()) monitor_.emplace(run.directory, done_);
+    peak_flops_ = config_.run.peak_tflops ? *config_.run.peak_tflops * 1e12 : measure_matmul_flops(device_, dtype());
   }
 
-  Outcome run(int64_t stop_after) {
-    const int64_t total = std::accumulate(steps_.begin(), steps_.end(), int64_t{0});
-    stop_at_ = stop_after > 0 ? done_ + stop_after : total;
+  Outcome run() {
     for (; stage_ < static_cast<int64_t>(steps_.size()); ++stage_, step_ = 0) {
-      if (step_ < steps_[stage_]) run_stage();
-      if (stopping_ && done_ < total) return Outcome::stopped;
+      run_stage();
+      const bool last = stage_ + 1 == static_cast<int64_t>(steps_.size());
+      if (stopping_ && !(last && step_ == steps_[stage_])) return Outcome::stopped;
     }
     return Outcome::finished;
   }
 
  private:
+  bool is_first() const { return run_.group.rank() == 0; }
+  RunStep here() const { return {config_.stages[stage_].name, step_, steps_[stage_], done_}; }
+
+  at::ScalarType dtype() const { return parse_dtype(config_.model.dtype); }
+
   // Continues the current stage to its end, or until the run is to stop.
   void run_stage() {
-    const StageConfig& stage = config_.stages[stage_];
-    if (stage_ > 0 && step_ == 0) snapshot_ = open_newest();  // what the stage before has trained
-    Parameters parameters(
-        model_, *newest_weights(), [&](const std::string& name) { return role_of(name, stage); }, stage.train,
-        sharding_, parse_dtype(config_.model.dtype), device_);
-    AdamW optimizer(parameters, config_.optimizer);
-    if (step_ > 0) optimizer.load(parameters, *snapshot_->moments);
+    if (step_ == steps_[stage_] && !evaluation_is_due()) return;
+    Decoder teacher;
+    const std::optional<Parameters> teacher_parameters = read_teacher(teacher);
+    if (!snapshot_) snapshot_ = open_newest();  // what the stage before has trained
+    Stage stage(run_, stage_, steps_[stage_], model_, teacher_parameters ? &teacher : nullptr, *newest_weights(),
+                snapshot_ ? snapshot_->weights.get() : nullptr, sharding_, device_, peak_flops_);
+    if (step_ > 0 && step_ < steps_[stage_]) stage.load_moments(*snapshot_->moments);
     snapshot_.reset();
-    const Loader loader = make_loader(config_, data_.train, stage_, group_.world_size());
-    log::info(fmt::format("stage {}: {} steps, {} done, {:.2f} M trained parameters", stage.name, steps_[stage_], step_,
-                          static_cast<double>(parameters.count()) / 1e6));
+    if (evaluation_is_due()) measure_held_out_loss();  // of where training starts, or left out for a stop
+    if (step_ == steps_[stage_]) return;
+    log::info(fmt::format("stage {}: {} steps, {} done, {:.2f} M trained parameters", config_.stages[stage_].name,
+                          steps_[stage_], step_, static_cast<double>(stage.trained_parameters()) / 1e6));
     while (step_ < steps_[stage_] && !stopping_) {
-      train_step(stage, loader, parameters, optimizer);
-      stopping_ = group_.any(stop_requested()) || done_ == stop_at_;
-      if (stopping_ || step_ == steps_[stage_] || done_ % config_.checkpoint.every_steps == 0)
-        save(parameters, optimizer);
+      train_step(stage);
+      stopping_ = run_.group.any(stop_requested()) || done_ == stop_at_;
+      if (!stopping_ && evaluation_is_due()) measure_held_out_loss();
+      if (!stopping_ && samples_are_due()) write_samples();
+      if (save_is_due()) save(stage);
     }
-    progress_.finish();
-    if (step_ == steps_[stage_]) evaluate_stage(stage);
   }
 
-  Role role_of(const std::string& name, const StageConfig& stage) const {
-    if (stage.train == "all" || is_compensation(name)) return Role::trained;
-    return snapshot_ && snapshot_->weights->contains(name) ? Role::carried : Role::frozen;
+  // The base model, frozen, where the stage distills.
+  std::optional<Parameters> read_teacher(Decoder& teacher) const {
+    std::optional<Parameters> parameters;
+    if (!config_.stages[stage_].distill) return parameters;
+    teacher.config = run_.model.config;
+    teacher.plan = run_.model.plan;
+    const auto frozen = [](const std::string&) { return Role::frozen; };
+    parameters.emplace(teacher, *open_model_tensors(run_.model.path), frozen, sharding_, dtype(), device_);
+    return parameters;
   }
 
-  void train_step(const StageConfig& stage, const Loader& loader, Parameters& parameters, AdamW& optimizer) {
-    const auto start = std::chrono::steady_clock::now();
-    const std::vector<Batch> batches = fetch(loader);
-    StepMetrics metrics{.stage = stage.name, .step = step_ + 1, .total_steps = steps_[stage_]};
-    count_tokens(batches, metrics);
-    parameters.begin_step();
-    double loss = 0;
-    for (size_t i = 0; i < batches.size(); ++i) {
-      parameters.begin_micro_batch(/*last=*/i + 1 == batches.size());
-      // Each micro-batch is divided by the step's global count, so every split of the step sums to the same gradient.
-      const at::Tensor micro_loss =
-          model_.token_losses(batches[i]).sum() / static_cast<double>(metrics.supervised_tokens);
-      micro_loss.backward();
-      parameters.end_micro_batch();
-      loss += micro_loss.item<double>();
-    }
-    const std::vector<double> losses = group_.all_gather(loss);
-    metrics.loss = std::accumulate(losses.begin(), losses.end(), 0.0);
-    metrics.learning_rate = learning_rate(config_.optimizer.schedule, stage.learning_rate, step_, steps_[stage_],
-                                          config_.optimizer.warmup_ratio);
-    metrics.gradient_norm = parameters.gradient_norm(group_);
-    update(parameters, optimizer, metrics, losses);
+  void train_step(Stage& stage) {
+    StepMetrics metrics = stage.step(step_);
     ++step_, ++done_;
-    metrics.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (group_.rank() != 0) return;
-    append_metrics(run_.metrics(), metrics);
-    progress_.show(metrics);
-  }
-
-  std::vector<Batch> fetch(const Loader& loader) const {
-    const auto rows = loader.rows(step_);
-    std::vector<Batch> batches;
-    for (int64_t micro = 0; micro < config_.optimizer.accumulation; ++micro) {
-      const auto documents =
-          micro_batch(rows, micro, config_.optimizer.accumulation, group_.rank(), group_.world_size());
-      // Ranks pass through the model together: one without rows takes a document without a loss.
-      batches.push_back(to_device(documents.empty() ? make_silent_batch(rows[0][0]) : make_batch(documents), device_));
-    }
-    return batches;
-  }
-
-  void count_tokens(const std::vector<Batch>& batches, StepMetrics& metrics) {
-    int64_t tokens = 0, supervised = 0;
-    for (const Batch& batch : batches) tokens += batch.tokens.size(0), supervised += batch.supervised;
-    metrics.tokens = group_.sum(tokens);
-    metrics.supervised_tokens = group_.sum(supervised);
-  }
-
-  // Clips and applies the gradients, or leaves the step out when they are not finite; all ranks see the same norm and
-  // decide alike.
-  void update(Parameters& parameters, AdamW& optimizer, const StepMetrics& metrics, const std::vector<double>& losses) {
-    if (!std::isfinite(metrics.gradient_norm)) return skip(metrics, losses);
-    skipped_ = 0;
-    const double limit = config_.optimizer.clip_norm;
-    if (limit > 0 && metrics.gradient_norm > limit) parameters.scale_gradients(limit / metrics.gradient_norm);
-    optimizer.step(parameters, metrics.learning_rate);
-    parameters.publish();
-  }
-
-  // `losses` of the ranks, which tell whose data it was.
-  void skip(const StepMetrics& metrics, const std::vector<double>& losses) {
-    std::string where;
-    for (size_t rank = 0; rank < losses.size(); ++rank)
-      if (!std::isfinite(losses[rank])) where += fmt::format(", the loss of rank {} is {}", rank, losses[rank]);
-    if (group_.rank() == 0)
-      log::warn(fmt::format("stage {} step {}: the gradient is not finite{}; the step is skipped", metrics.stage,
-                            metrics.step, where));
-    if (++skipped_ == kMaxSkippedSteps)
+    metrics.at.run_step = done_;
+    held_out_loss_.reset();
+    if (monitor_) monitor_->step(metrics);
+    skipped_ = metrics.updated ? 0 : skipped_ + 1;
+    if (metrics.updated) return;
+    // The ranks that fail tell whose data it was.
+    const std::string where = metrics.failed_ranks.empty()
+                                  ? ""
+                                  : fmt::format(" (nor is the loss of rank {})", fmt::join(metrics.failed_ranks, ", "));
+    if (monitor_)
+      monitor_->say(fmt::format("stage {} step {}: the gradient is not finite{}, the step is skipped", metrics.at.stage,
+                                metrics.at.step, where));
+    if (skipped_ == kMaxSkippedSteps)
       fail("{} steps in a row had gradients that are not finite{}; lower the learning rate or look at the data",
            kMaxSkippedSteps, where);
   }
 
-  void evaluate_stage(const StageConfig& stage) {
-    if (!data_.eval) return;
-    const Evaluation result = evaluate(model_, data_.eval->documents(), group_);
-    log::info(fmt::format("stage {} done: held-out loss {:.4f}, perplexity {:.3f}", stage.name, result.loss,
-                          result.perplexity()));
+  bool evaluation_is_due() const {
+    if (!run_.eval || held_out_loss_) return false;
+    const int64_t every = config_.evaluation.every_steps;
+    return step_ == steps_[stage_] || (every > 0 && step_ % every == 0 && (step_ > 0 || done_ == 0));
+  }
+
+  bool samples_are_due() const {
+    if (!monitor_ || config_.samples.prompts.empty()) return false;
+    return step_ == steps_[stage_] || step_ % config_.samples.every_steps == 0;
+  }
+
+  void measure_held_out_loss() {
+    const Evaluation result = evaluate(model_, run_.eval->documents(), run_.group);
+    held_out_loss_ = result.loss;
+    if (monitor_) monitor_->held_out(here(), result);
+  }
+
+  void write_samples() {
+    const Tokenizer& tokenizer = run_.tokenizer;
+    for (const std::string& prompt : config_.samples.prompts) {
+      std::vector<int64_t> ids;
+      if (tokenizer.bos_id() >= 0) ids.push_back(tokenizer.bos_id());
+      for (const int32_t id : tokenizer.encode(prompt)) ids.push_back(id);
+      const Generation generation = generate(model_, ids, {.max_new_tokens = config_.samples.max_new_tokens});
+      monitor_->sample(here(), prompt, tokenizer.decode({generation.tokens.begin(), generation.tokens.end()}));
+    }
+  }
+
+  bool save_is_due() {
+    const CheckpointConfig& when = config_.checkpoint;
+    if (stopping_ || step_ == steps_[stage_] || (when.every_steps > 0 && done_ % when.every_steps == 0)) return true;
+    const std::chrono::duration<double, std::ratio<60>> since = Clock::now() - last_save_;
+    return when.every_minutes > 0 && run_.group.any(is_first() && since.count() >= when.every_minutes);
+  }
+
+  void save(Stage& stage) {
+    // Whoever asked to stop does not wait for an evaluation: this snapshot is not compared with others.
+    if (config_.checkpoint.keep_best > 0 && !held_out_loss_ && !stopping_) measure_held_out_loss();
+    write_snapshot(run_.directory.checkpoints(), done_, {position(), stage.weights(), stage.moments()}, run_.group);
+    if (is_first())
+      prune_snapshots(run_.directory.checkpoints(), {config_.checkpoint.keep_last, config_.checkpoint.keep_best});
+    last_save_ = Clock::now();
   }
 
   json position() const {
-    return {{"stage", stage_},
-            {"step", step_},
-            {"done", done_},
-            {"seed", config_.run.seed},
-            {"data", data_.train.hash()},
-            {"rows_per_step", config_.optimizer.micro_batch * config_.optimizer.accumulation * group_.world_size()}};
+    json position{{"stage", stage_},
+                  {"step", step_},
+                  {"stage_steps", steps_[stage_]},
+                  {"done", done_},
+                  {"skipped", skipped_},
+                  {"seed", config_.run.seed},
+                  {"data", run_.train.hash()},
+                  {"rows_per_step", run_.rows_per_step()}};
+    if (held_out_loss_) position["held_out_loss"] = *held_out_loss_;
+    return position;
   }
 
-  void save(const Parameters& parameters, const AdamW& optimizer) {
-    SnapshotParts parts{position(), {}, optimizer.state(parameters, group_.rank() == 0)};
-    for (const Role role : {Role::trained, Role::carried})
-      for (const Segment& segment : parameters.segments(role))
-        if (segment.kept > 0)
-          parts.weights.push_back({.name = segment.name,
-                                   .shape = segment.shape,
-                                   .begin = segment.begin + segment.kept_begin,
-                                   .values = segment.master.narrow(0, segment.kept_begin, segment.kept)});
-    write_snapshot(run_.checkpoints(), done_, parts, config_.checkpoint.keep_last, group_);
-  }
-
-  std::optional<OpenSnapshot> open_newest() {
-    const auto path = newest_snapshot(run_.checkpoints());
-    group_.require_equal("newest snapshot", path.value_or("none"));
+  std::optional<OpenSnapshot> open_newest() const {
+    const auto path = newest_snapshot(run_.directory.checkpoints());
+    run_.group.require_equal("newest snapshot", path.value_or("none"));
     if (!path) return std::nullopt;
-    log::info(fmt::format("continuing from {}", *path));
-    return open_snapshot(*path, group_);
+    return open_snapshot(*path, run_.group);
   }
 
   // Weights as the newest snapshot has them, else as the run starts.
@@ -200,49 +190,73 @@ class Trainer {
         std::vector<std::shared_ptr<const TensorSource>>{snapshot_->weights, start_.tensors});
   }
 
-  void resume() {
-    snapshot_ = open_newest();
-    if (!snapshot_) {
-      if (group_.rank() == 0) trim_metrics(run_.metrics(), 0);
-      return;
-    }
-    const json expected = position();
-    for (const char* key : {"data", "seed", "rows_per_step"})
-      if (snapshot_->state.at(key) != expected.at(key))
-        fail_usage(
-            "the newest snapshot in `{}` was trained with another {}: {} there, {} now; continue with the same, or "
-            "start a new run.dir",
-            run_.checkpoints(), key, snapshot_->state.at(key).dump(), expected.at(key).dump());
-    stage_ = snapshot_->state.at("stage");
-    step_ = snapshot_->state.at("step");
-    done_ = snapshot_->state.at("done");
-    if (group_.rank() == 0) trim_metrics(run_.metrics(), done_);
+  void resume(bool accept_changes) {
+    const json& state = snapshot_->state;
+    const std::string path = *newest_snapshot(run_.directory.checkpoints());
+    check_same(path, state, accept_changes);
+    stage_ = state.at("stage");
+    if (stage_ >= static_cast<int64_t>(steps_.size()))
+      fail_usage("snapshot `{}` is of stage {}, and the configuration has {}; start a new run.dir", path, stage_,
+                 steps_.size());
+    step_ = state.at("step");
+    if (const int64_t steps_then = state.at("stage_steps"); steps_then != steps_[stage_])
+      step_ = step_in_changed_stage(steps_then);
+    done_ = state.at("done");
+    skipped_ = state.at("skipped");
+    if (state.contains("held_out_loss")) held_out_loss_ = state.at("held_out_loss").get<double>();
+    log::info(fmt::format("continuing from {}", path));
   }
 
+  // What decides which rows a step has. The split of a step's rows does not.
+  void check_same(const std::string& path, const json& then, bool accept_changes) const {
+    const json now = position();
+    std::string changes;
+    for (const auto& [key, name] :
+         {std::pair{"data", "training data (its files, or data.* that prepares them)"},
+          {"seed", "run.seed"},
+          {"rows_per_step", "rows of a step (optimizer.micro_batch x optimizer.accumulation x ranks)"}})
+      if (then.at(key) != now.at(key))
+        changes += fmt::format("\n  {}: {} there, {} now", name, then.at(key).dump(), now.at(key).dump());
+    if (changes.empty()) return;
+    if (!accept_changes)
+      fail_usage(
+          "snapshot `{}` was trained with another{}\ncontinue with the same, start a new run.dir, or accept the change "
+          "by --accept-changes",
+          path, changes);
+    log::warn(fmt::format("continuing snapshot `{}` in spite of another{}", path, changes));
+  }
+
+  // Of a stage given in epochs the same share is done, whatever a step holds now; of one given in steps as many steps.
+  int64_t step_in_changed_stage(int64_t steps_then) const {
+    const int64_t steps = steps_[stage_];
+    return config_.stages[stage_].max_steps > 0 ? std::min(step_, steps) : step_ * steps / steps_then;
+  }
+
+  const TrainingRun& run_;
   const Config& config_;
-  const RunDirectory& run_;
-  const TrainingData& data_;
-  ProcessGroup& group_;
   at::Device device_;
   Sharding sharding_;
   RunState start_;
   Decoder model_;
   std::vector<int64_t> steps_;               // per stage
   int64_t stage_ = 0, step_ = 0, done_ = 0;  // done_ counts over all stages
-  int64_t stop_at_ = 0;                      // in terms of done_
+  int64_t stop_at_ = -1;                     // in terms of done_; -1: nowhere
   bool stopping_ = false;
-  int skipped_ = 0;
-  std::optional<OpenSnapshot> snapshot_;  // to continue from, until the stage's parameters exist
-  Progress progress_;
+  int64_t skipped_ = 0;                   // steps in a row
+  std::optional<double> held_out_loss_;   // at this step, once measured
+  std::optional<OpenSnapshot> snapshot_;  // to continue from, until the stage has read it
+  std::optional<Monitor> monitor_;        // on rank 0
+  double peak_flops_ = 0;
+  Clock::time_point last_save_ = Clock::now();
 };
 
 }  // namespace
 
-std::vector<int64_t> stage_steps(const Config& config, const TokenShards& train, int64_t world_size) {
+std::vector<int64_t> stage_steps(const Config& config, const TokenShards& train, int64_t rows_per_step) {
   std::vector<int64_t> steps;
   for (size_t i = 0; i < config.stages.size(); ++i) {
     const StageConfig& stage = config.stages[i];
-    const int64_t per_epoch = make_loader(config, train, static_cast<int64_t>(i), world_size).steps_per_epoch();
+    const int64_t per_epoch = make_loader(config, train, static_cast<int64_t>(i), rows_per_step).steps_per_epoch();
     steps.push_back(stage.max_steps > 0
                         ? stage.max_steps
                         : static_cast<int64_t>(std::ceil(stage.epochs * static_cast<double>(per_epoch))));
@@ -250,9 +264,8 @@ std::vector<int64_t> stage_steps(const Config& config, const TokenShards& train,
   return steps;
 }
 
-Outcome train(const Config& config, const RunDirectory& run, const ModelDirectory& model, const TrainingData& data,
-              ProcessGroup& group, int64_t stop_after) {
-  return Trainer(config, run, model, data, group).run(stop_after);
+Outcome train(const TrainingRun& run, const TrainOptions& options) {
+  return Trainer(run, options).run();
 }
 
 }  // namespace uniattn

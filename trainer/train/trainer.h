@@ -1,29 +1,24 @@
 // The training loop: the stages of a configuration, from the newest snapshot to the last step.
 #pragma once
-#include <optional>
-
-#include "checkpoint/run_directory.h"
-#include "data/shards.h"
-#include "parallel/process_group.h"
+#include "train/training_run.h"
 
 namespace uniattn {
-
-struct TrainingData {
-  TokenShards train;
-  std::optional<TokenShards> eval;
-};
 
 enum class Outcome {
   finished,
   stopped,  // by a signal or after `stop_after` steps, with a snapshot: the same command continues
 };
 
-// Runs what is left of the stages. `stop_after` > 0 ends after that many further steps. Throws UsageError when the
-// newest snapshot was trained on other data, Error when gradients stay non-finite.
-Outcome train(const Config& config, const RunDirectory& run, const ModelDirectory& model, const TrainingData& data,
-              ProcessGroup& group, int64_t stop_after = 0);
+struct TrainOptions {
+  int64_t stop_after = 0;       // end after so many further steps; 0: at the end
+  bool accept_changes = false;  // continue from a snapshot of other data or another batch size
+};
+
+// Runs what is left of the stages. Throws UsageError naming what has changed since the newest snapshot, Error when
+// gradients stay non-finite.
+Outcome train(const TrainingRun& run, const TrainOptions& options = {});
 
 // Steps of every stage, in order: max_steps, or epochs over the data.
-std::vector<int64_t> stage_steps(const Config& config, const TokenShards& train, int64_t world_size);
+std::vector<int64_t> stage_steps(const Config& config, const TokenShards& train, int64_t rows_per_step);
 
 }  // namespace uniattn

@@ -9,6 +9,8 @@ namespace UNIATTN_ISA {
 void fill_attention(Kernels& table);
 void fill_layers(Kernels& table);
 void fill_cross_entropy(Kernels& table);
+void fill_decode(Kernels& table);
+void fill_streaming_linear(Kernels& table);
 }  // namespace UNIATTN_ISA
 
 }  // namespace uniattn::cpu

@@ -126,34 +126,68 @@ inline Vec max(Vec a, Vec b) {
   return a > b ? a : b;
 }
 
+// The numbers of all lanes, from which shuffles make their indices at compile time: indices that are filled in by a
+// loop would be computed again and again.
+template <int... lane>
+struct Lanes {};
+#if defined(__AVX512F__)
+using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
+#elif defined(__AVX2__)
+using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7>;
+#else
+using AllLanes = Lanes<0, 1, 2, 3>;
+#endif
+
 // Lane i of the result is lane i ^ distance of x.
-inline Vec swap_lanes(Vec x, int distance) {
-  Int index = {};
-  for (int i = 0; i < kLanes; ++i) index[i] = i ^ distance;
-  return __builtin_shuffle(x, index);
+template <int distance, int... lane>
+inline Vec swap_lanes(Vec x, Lanes<lane...>) {
+  return __builtin_shufflevector(x, x, (lane ^ distance)...);
 }
+template <int distance = kLanes / 2>
 inline float sum(Vec x) {
-  for (int distance = kLanes / 2; distance > 0; distance /= 2) x += swap_lanes(x, distance);
+  x += swap_lanes<distance>(x, AllLanes());
+  if constexpr (distance > 1) return sum<distance / 2>(x);
   return x[0];
 }
+template <int distance = kLanes / 2>
 inline float largest(Vec x) {
-  for (int distance = kLanes / 2; distance > 0; distance /= 2) x = max(x, swap_lanes(x, distance));
+  x = max(x, swap_lanes<distance>(x, AllLanes()));
+  if constexpr (distance > 1) return largest<distance / 2>(x);
   return x[0];
 }
 
+// Lanes without the bit `half` are those of `first` plus its lanes half further, the others the same of `second`.
+template <int half, int... lane>
+inline Vec fold(Vec first, Vec second, Lanes<lane...>) {
+  return __builtin_shufflevector(first, second, (lane & half ? lane + kLanes : lane)...) +
+         __builtin_shufflevector(first, second, ((lane ^ half) + (lane & half ? kLanes : 0))...);
+}
+// Lane i of the result is the sum of rows[i], which are overwritten: each round folds every row and keeps two in one.
+template <int half = kLanes / 2>
+inline Vec lane_sums(Vec* rows) {
+#pragma GCC unroll 8
+  for (int i = 0; i < half; ++i) rows[i] = fold<half>(rows[i], rows[i + half], AllLanes());
+  if constexpr (half > 1) return lane_sums<half / 2>(rows);
+  return rows[0];
+}
+
+// The lower and the upper halves of two rows, interleaved.
+template <int... lane>
+inline Int interleave_low(Int first, Int second, Lanes<lane...>) {
+  return __builtin_shufflevector(first, second, (lane / 2 + lane % 2 * kLanes)...);
+}
+template <int... lane>
+inline Int interleave_high(Int first, Int second, Lanes<lane...>) {
+  return __builtin_shufflevector(first, second, (lane / 2 + lane % 2 * kLanes + kLanes / 2)...);
+}
 // Row i of a square becomes its column i: each of the log2(kLanes) rounds interleaves the upper with the lower half of
 // the rows.
 inline void transpose(Int (&rows)[kLanes]) {
-  Int low = {}, high = {};
-  for (int i = 0; i < kLanes; ++i) {
-    low[i] = i / 2 + i % 2 * kLanes;
-    high[i] = low[i] + kLanes / 2;
-  }
   for (int round = 1; round < kLanes; round *= 2) {
     Int next[kLanes];
     for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+      next[2 * i] = interleave_low(rows[i], rows[i + kLanes / 2], AllLanes());
+      next[2 * i + 1] = interleave_high(rows[i], rows[i + kLanes / 2], AllLanes());
     }
     for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
   }

@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Calibration, ours against the published procedure: held-out loss, wall time and peak memory by number of tokens.
 
-    python scripts/bench_calibrate.py --model DIR --calibration cal.ids --held-out test.ids --plan 2 1 5 --out DIR
-    python scripts/bench_calibrate.py --speed-only --layers 32 --plan 4 16 33 --tokens 4096 --out DIR
+    uniattn bench calibrate --model DIR --calibration cal.ids --held-out test.ids --plan 2 1 5 --out DIR
+    uniattn bench calibrate --speed-only --layers 32 --plan 4 16 33 --tokens 4096 --out DIR
 
 Arms take turns, and medians are reported. Time and memory are those of the whole process `uniattn calibrate`; of the
 published procedure's time Python's start and imports are left out. --speed-only makes a Llama of random weights, and
@@ -10,22 +9,22 @@ random documents that need no padding. Writes OUT/calibrate.csv, .md and .png; e
 """
 
 import argparse
-import csv
 import shutil
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
-import calibration_arms as arms
-from calibration_arms import Arm, Data
+from uniattn.bench import calibration_arms as arms
+from uniattn.bench.calibration_arms import Arm, Data
+from uniattn.bench.report import conditions, markdown, write_csv
 
 COLUMNS = ["arm", "tokens", "loss", "recovered", "seconds", "cpu_seconds", "peak_mib"]
 Row = dict[str, Any]
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", type=Path, default=Path("build/release/uniattn"))
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="uniattn bench calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="Hugging Face directory of a Llama")
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--held-out", type=Path)
@@ -38,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=32, help="of the random model")
     parser.add_argument("--hidden", type=int, default=512, help="of the random model, with heads of 64")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not args.speed_only and not (args.model and args.calibration and args.held_out):
         parser.error("--model, --calibration and --held-out are needed without --speed-only")
     return args
@@ -69,7 +68,6 @@ def write_random_documents(file: Path, tokens: int, length: int, vocabulary: int
 class Bench:
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.program = arms.Program(args.program)
         self.work = args.out / "work"
         self.calibration = Data(args.calibration, args.format)
         whole = self.prepare(self.work / "prepare", samples=0)
@@ -86,7 +84,7 @@ class Bench:
         """Puts the calibration documents, and no others, under RUN/data; their counts."""
         config = self.config(arms.DEFAULT, run, samples)
         config["data"].pop("eval", None)
-        return self.program("prepare", config)[0]["calibration"]
+        return arms.run("prepare", config)[0]["calibration"]
 
     def samples(self, tokens: int) -> int:
         """The number of documents that have about so many tokens."""
@@ -106,17 +104,17 @@ class Bench:
             self.prepare(prepared, samples)
             usage = arms.published(self.args.model, self.args.plan, self.args.max_length, prepared, run)
         elif arm.fit:
-            _, usage = self.program("calibrate", self.config(arm, run, samples))
+            _, usage = arms.run("calibrate", self.config(arm, run, samples))
         if usage:
             row |= {"seconds": usage.seconds, "cpu_seconds": usage.cpu_seconds, "peak_mib": usage.peak_bytes / 2**20}
         if not self.args.speed_only:
-            row["loss"] = self.program("run", self.config(arm, run, samples))[0]["loss"]
+            row["loss"] = arms.run("run", self.config(arm, run, samples))[0]["loss"]
         return row
 
     def base_loss(self) -> float:
         run = self.work / "base"
         shutil.rmtree(run, ignore_errors=True)
-        return self.program("run", self.config(arms.NONE, run, samples=0) | {"plan": None})[0]["loss"]
+        return arms.run("run", self.config(arms.NONE, run, samples=0) | {"plan": None})[0]["loss"]
 
 
 def summarise(measured: list[Row], base: float | None) -> list[Row]:
@@ -147,7 +145,7 @@ def tables(rows: list[Row], sizes: list[int]) -> str:
             found = {row["tokens"]: form.format(row[key]) for row in rows if row["arm"] == name}
             body.append([name, *(found[size] for size in sizes)])
         if body:
-            parts.append(arms.markdown([title, *(f"{size:,} tokens" for size in sizes)], body))
+            parts.append(markdown([title, *(f"{size:,} tokens" for size in sizes)], body))
     return "\n".join(parts)
 
 
@@ -173,8 +171,8 @@ def plot(rows: list[Row], base: float | None, file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(argv: list[str]) -> None:
+    args = parse_arguments(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = arms.ARMS
     if args.speed_only:
@@ -191,16 +189,13 @@ def main() -> None:
                 measured.append(bench.measure(arm, tokens))
                 print(measured[-1], flush=True)
     rows = summarise(measured, base)
-    with open(args.out / "calibrate.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.out / "calibrate.csv", COLUMNS, rows)
     ends = f"; base loss {base:.4f}" if base is not None else ""
-    text = f"Medians of {args.rounds} rounds; {arms.conditions()}{ends}.\n\n{tables(rows, args.tokens)}"
+    text = f"Medians of {args.rounds} rounds; {conditions()}{ends}.\n\n{tables(rows, args.tokens)}"
     (args.out / "calibrate.md").write_text(text)
     plot(rows, base, args.out / "calibrate.png")
     print("\n" + text)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

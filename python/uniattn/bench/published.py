@@ -5,7 +5,7 @@ the padding. The model runs to its end, head included, once as it is and once pe
 follower computes queries and keys and takes [tokens, tokens] probabilities all the same. Rows are means over documents,
 one per position, in float32, and W_c = pinv(mean X) (mean target) with singular values below 1e-10 dropped.
 
-    python tests/python/support/published.py --model DIR --plan 2 1 5 --data RUN/data --length 256 --run OUT
+    python -m uniattn.bench.published --model DIR --plan 2 1 5 --data RUN/data --length 256 --run OUT
 
 --data is what `uniattn prepare` left in a run directory. Writes OUT/calibration as the program's own init calculation
 does, and prints {"seconds": …, "cpu_seconds": …}, in which Python's start and its imports do not count.

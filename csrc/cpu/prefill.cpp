@@ -1,0 +1,120 @@
+// CPU kernels of attention of the last tokens of sequences over all their tokens, with the superblock's tile kernels.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "checks.h"
+#include "composite/decode.h"
+#include "cpu/heads.h"
+#include "cpu/kernels.h"
+#include "cpu/tiling.h"
+#include "cpu/types.h"
+#include "decode_checks.h"
+
+namespace uniattn::cpu {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// A tile of queries: where it stands among the keys, the keys it sees, and the distance from its tokens' positions
+// among all keys to their places in q.
+struct QueryTile {
+  int64_t tile;
+  TileRange keys;
+  int64_t shift;
+};
+
+// The tiles of the keys, and behind them those of the queries, on the same positions.
+struct PrefillTiles {
+  Tiling queries, keys;
+  std::vector<Tile> tiles;
+  std::vector<QueryTile> query_tiles;
+
+  PrefillTiles(const PrefillBounds& bounds, int64_t window)
+      : queries(bounds.queries), keys(bounds.keys), tiles(keys.tiles) {
+    size_t tile = 0;
+    int64_t key_tiles = 0;  // of the sequences before
+    for (size_t s = 0; s + 1 < bounds.queries.size(); ++s) {
+      const int64_t shift = bounds.keys[s + 1] - bounds.queries[s + 1];
+      for (; tile < queries.tiles.size() && queries.tiles[tile].sequence_begin == bounds.queries[s] &&
+             queries.tiles[tile].sequence_end == bounds.queries[s + 1];
+           ++tile) {
+        Tile moved = queries.tiles[tile];
+        moved.begin += shift, moved.sequence_begin = bounds.keys[s], moved.sequence_end = bounds.keys[s + 1];
+        const int64_t position = moved.begin - bounds.keys[s];
+        const int64_t first = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
+        query_tiles.push_back({static_cast<int64_t>(tiles.size()),
+                               {key_tiles + first / kTile, key_tiles + (position + moved.count + kTile - 1) / kTile},
+                               shift});
+        tiles.push_back(moved);
+      }
+      key_tiles += (bounds.keys[s + 1] - bounds.keys[s] + kTile - 1) / kTile;
+    }
+  }
+};
+
+// Calls kernel(args) for every head and tile of queries; `lse` [heads, tokens] is written or read by it.
+Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& lse, const PrefillBounds& bounds,
+               const OptionalTensor& head_map, const AttentionOptions& options, void (*kernel)(const ForwardArgs&)) {
+  const PrefillTiles tiles(bounds, options.window);
+  const Heads heads(q, k, head_map);
+  const int64_t per_value_group = heads.count / v.size(1);
+  const Packed q_rows(q, tiles.queries, Packing::kRows), k_columns(k, tiles.keys, Packing::kColumns);
+  const Packed v_paired(v, tiles.keys, Packing::kPaired);
+  AttentionShape shape = attention_shape(tiles.keys, q, options);
+  shape.tiles = tiles.tiles.data();
+  Tensor out = at::empty(q.sizes(), q.options());
+  const int64_t count = static_cast<int64_t>(tiles.query_tiles.size());
+  for_each_item(heads.count * count, forward_scratch(shape.head_dim), [&](int64_t item, float* scratch) {
+    // Late tiles see most keys: they come first, so that no thread is left with one at the end.
+    const QueryTile& tile = tiles.query_tiles[count - 1 - item / heads.count];
+    const int64_t head = item % heads.count, leader = heads.leader(head);
+    char* first = static_cast<char*>(head_data(out, head)) - tile.shift * out.stride(0) * out.element_size();
+    kernel({shape, tile.tile, tile.keys, q_rows.head(leader), k_columns.head(heads.group_of(leader)),
+            v_paired.head(head / per_value_group), lse.data_ptr<float>() + leader * lse.stride(0) - tile.shift, first,
+            out.stride(0), scratch});
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> prefill_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                             const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t window,
+                                             double softcap, std::optional<double> scale) {
+  const AttentionOptions options{true, window, softcap, scale};
+  check_prefill(q, k, v, cu_seqlens_q, cu_seqlens_k, options);
+  if (takes_widened(q)) {
+    const auto [out, lse] = prefill_attention(widen(q), widen(k), widen(v), cu_seqlens_q, cu_seqlens_k, window, softcap,
+                                              resolved_scale(options, q.size(2)));
+    return {narrow_to(out, q), lse};
+  }
+  if (!takes(q)) return composite::prefill_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, window, softcap, scale);
+  const PrefillBounds bounds = check_prefill_values(q, k, cu_seqlens_q, cu_seqlens_k);
+  const Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
+  return {forward(q, k, v, lse, bounds, std::nullopt, options, kernels().leader_forward), lse};
+}
+
+Tensor prefill_attend(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens_q,
+                      const Tensor& cu_seqlens_k, const OptionalTensor& head_map, int64_t window, double softcap,
+                      std::optional<double> scale) {
+  const AttentionOptions options{true, window, softcap, scale};
+  check_prefill_attend(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, options);
+  if (takes_widened(q)) {
+    return narrow_to(prefill_attend(widen(q), widen(k), lse, widen(v), cu_seqlens_q, cu_seqlens_k, head_map, window,
+                                    softcap, resolved_scale(options, q.size(2))),
+                     q);
+  }
+  if (!takes(q)) {
+    return composite::prefill_attend(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, window, softcap, scale);
+  }
+  const PrefillBounds bounds = check_prefill_values(q, k, cu_seqlens_q, cu_seqlens_k);
+  return forward(q, k, v, lse.contiguous(), bounds, head_map, options, kernels().follower_forward);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(uniattn, CPU, m) {
+  m.impl("prefill_attention", prefill_attention);
+  m.impl("prefill_attend", prefill_attend);
+}
+
+}  // namespace uniattn::cpu

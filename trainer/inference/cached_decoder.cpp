@@ -1,0 +1,131 @@
+#include "inference/cached_decoder.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "uniattn/decode.h"
+
+namespace uniattn {
+namespace {
+
+// [tokens, kv_heads, head_dim] of the tokens before the new ones and these.
+at::Tensor with_past(const at::Tensor& cache, const at::Tensor& own, const CacheLayout& layout) {
+  if (!layout.past_slots.defined()) return own;
+  const at::Tensor all = at::cat({read_cache(cache, layout.past_slots), own});
+  return layout.order.defined() ? all.index_select(0, layout.order) : all;
+}
+
+void write(const at::Tensor& cache, const at::Tensor& own, const CacheLayout& layout) {
+  append_to_cache(cache, layout.kept.defined() ? own.index_select(0, layout.kept) : own, layout.slots);
+}
+
+}  // namespace
+
+CachedDecoder::CachedDecoder(const Decoder& model)
+    : model_(model),
+      cache_(model.config, model.plan, model.embedding.scalar_type(), model.embedding.device()),
+      frequencies_(inverse_frequencies(model.config).to(model.embedding.device())) {
+  for (int64_t i = 0; i < model.config.num_layers; ++i) {
+    const LayerPlan& plan = model.plan.layers[i];
+    const std::vector<int64_t> followers = model.plan.followers_of(i);
+    const bool lends = std::any_of(followers.begin(), followers.end(), [&](int64_t follower) {
+      return model.plan.layers[follower].mode == Mode::share_probs;
+    });
+    roles_.push_back({plan.leader >= 0 ? plan.leader : i, attention_options(model.config, model.plan.mask_layer(i)),
+                      head_map_tensor(plan.head_map, model.embedding.device()), lends, model.plan.last_follower_of(i)});
+  }
+}
+
+void CachedDecoder::append(int64_t layer, const Projections& own, const CacheLayout& layout) {
+  if (own.k.defined()) write(cache_.keys(layer), own.k, layout);
+  if (own.v.defined()) write(cache_.values(layer), own.v, layout);
+}
+
+at::Tensor CachedDecoder::decode_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass) {
+  const LayerRole& role = roles_[layer];
+  append(layer, own, layout);
+  if (!own.q.defined()) {
+    return decode_attend(pass.rows.at(role.source), cache_.values(layer), layout.page_table, layout.lengths,
+                         role.head_map, role.options.window);
+  }
+  DecodeResult result = decode_attention(own.q, cache_.keys(role.source), cache_.values(role.source), layout.page_table,
+                                         layout.lengths, layout.max_length, role.lends_probs, role.options);
+  if (role.lends_probs) pass.rows[layer] = std::move(result.probs);
+  return result.out;
+}
+
+at::Tensor CachedDecoder::prefill_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass) {
+  const LayerRole& role = roles_[layer];
+  const at::Tensor& bounds = pass.sequences.cu_seqlens;
+  at::Tensor out;
+  if (!own.q.defined()) {
+    const Pass::Leader& leader = pass.leaders.at(role.source);
+    out = prefill_attend(leader.q, leader.k, leader.lse, with_past(cache_.values(layer), own.v, layout), bounds,
+                         layout.cu_seqlens_k, role.head_map, role.options);
+  } else if (role.source != layer) {
+    const Pass::Leader& leader = pass.leaders.at(role.source);
+    out = prefill_attention(own.q, leader.k, leader.v, bounds, layout.cu_seqlens_k, role.options).out;
+  } else {
+    Pass::Leader state{
+        own.q, with_past(cache_.keys(layer), own.k, layout), with_past(cache_.values(layer), own.v, layout), {}};
+    PrefillResult result = prefill_attention(own.q, state.k, state.v, bounds, layout.cu_seqlens_k, role.options);
+    state.lse = std::move(result.lse);
+    if (role.last_follower >= 0) pass.leaders[layer] = std::move(state);
+    out = std::move(result.out);
+  }
+  append(layer, own, layout);
+  if (roles_[role.source].last_follower == layer) pass.leaders.erase(role.source);
+  return out;
+}
+
+// Heads' outputs of the new tokens [tokens, heads, head_dim]; undefined for linear and skip.
+at::Tensor CachedDecoder::attend(int64_t layer, const Projections& own, Pass& pass) {
+  const Mode mode = model_.plan.layers[layer].mode;
+  if (mode == Mode::linear || mode == Mode::skip) return {};
+  const CacheLayout& layout = pass.layouts.at(cache_.window(layer));
+  return pass.decoding ? decode_layer(layer, own, layout, pass) : prefill_layer(layer, own, layout, pass);
+}
+
+at::Tensor CachedDecoder::logits(const at::Tensor& last) const {
+  at::Tensor out = uniattn::linear(norm(model_.config, last, model_.final_norm), model_.head).to(at::kFloat);
+  if (const double cap = model_.config.final_softcap; cap > 0) out.div_(cap).tanh_().mul_(cap);
+  return out.to(at::kCPU);
+}
+
+at::Tensor CachedDecoder::read(const std::vector<TokenSpan>& spans) {
+  const at::InferenceMode inference;
+  const at::Device device = model_.embedding.device();
+  std::vector<SequenceSpan> extents;
+  std::vector<int64_t> tokens, positions, last;
+  std::vector<int32_t> bounds{0};
+  bool decoding = true;
+  for (const TokenSpan& span : spans) {
+    const auto count = static_cast<int64_t>(span.tokens.size());
+    const int64_t length = cache_.length(span.sequence);
+    decoding &= count == 1 && length > 0;
+    extents.push_back({span.sequence, count});
+    tokens.insert(tokens.end(), span.tokens.begin(), span.tokens.end());
+    for (int64_t i = 0; i < count; ++i) positions.push_back(length + i);
+    bounds.push_back(bounds.back() + static_cast<int32_t>(count));
+    last.push_back(bounds.back() - 1);
+  }
+  const at::Tensor cu_seqlens = at::tensor(bounds, at::kInt).to(device);
+  Pass pass{decoding,
+            make_sequences(frequencies_, at::tensor(positions, at::kLong).to(device), cu_seqlens),
+            cache_.begin(extents, decoding),
+            {},
+            {}};
+  const ModelConfig& config = model_.config;
+  at::Tensor stream = embed(config, model_.embedding, at::tensor(tokens, at::kLong).to(device));
+  for (int64_t i = 0; i < config.num_layers; ++i) {
+    const Layer& layer = model_.layers[i];
+    const at::Tensor x = norm(config, stream, layer.input_norm);
+    const at::Tensor heads = attend(i, project(config, layer, x, pass.sequences), pass);
+    stream = add_mlp(config, layer, stream + attention_output(config, layer, heads, x));
+  }
+  cache_.end(extents);
+  return logits(decoding ? stream : stream.index_select(0, at::tensor(last, at::kLong).to(device)));
+}
+
+}  // namespace uniattn

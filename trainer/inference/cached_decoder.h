@@ -1,0 +1,64 @@
+// The decoder over caches: reads the next tokens of some sequences and says what follows each.
+#pragma once
+#include <map>
+#include <optional>
+#include <vector>
+
+#include "inference/kv_cache.h"
+#include "model/attention.h"
+#include "model/decoder.h"
+
+namespace uniattn {
+
+// The next tokens of one sequence.
+struct TokenSpan {
+  int64_t sequence;
+  std::vector<int64_t> tokens;
+};
+
+class CachedDecoder {
+ public:
+  // The model must outlive this object and keep its weights.
+  explicit CachedDecoder(const Decoder& model);
+
+  KvCache& cache() { return cache_; }
+  const KvCache& cache() const { return cache_; }
+
+  // Reads the spans, none of them empty, and returns the logits [spans, vocab] that follow each, float32 on the CPU.
+  // Spans of one token each that follow others take the decoding operators, all others those of prefill.
+  at::Tensor read(const std::vector<TokenSpan>& spans);
+
+ private:
+  // One forward pass.
+  struct Pass {
+    bool decoding;
+    Sequences sequences;  // cu_seqlens of the new tokens
+    std::map<int64_t, CacheLayout> layouts;
+    std::map<int64_t, at::Tensor> rows;  // decoding: P of the leaders
+    struct Leader {
+      at::Tensor q, k, v, lse;
+    };
+    std::map<int64_t, Leader> leaders;  // prefill
+  };
+  at::Tensor attend(int64_t layer, const Projections& own, Pass& pass);
+  at::Tensor prefill_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass);
+  at::Tensor decode_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass);
+  void append(int64_t layer, const Projections& own, const CacheLayout& layout);
+  at::Tensor logits(const at::Tensor& last) const;
+
+  const Decoder& model_;
+  KvCache cache_;
+  at::Tensor frequencies_;  // of the rotary embedding, [head_dim / 2]
+  // Per layer: the layer whose cache it attends to, its options under its leader's mask, its head map; whether a
+  // share_probs layer follows it.
+  struct LayerRole {
+    int64_t source;
+    AttentionOptions options;
+    std::optional<at::Tensor> head_map;
+    bool lends_probs;
+    int64_t last_follower;
+  };
+  std::vector<LayerRole> roles_;
+};
+
+}  // namespace uniattn
