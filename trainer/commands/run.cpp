@@ -86,7 +86,7 @@ std::optional<Evaluation> evaluate_export(const Started& started) {
 }
 
 void run_all(const RunOptions& options) {
-  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
+  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options);
   Started s = start(options);
   Outcome outcome = calibrate_run(s.session, s.run, s.data, *s.group);
   if (outcome == Outcome::finished)
@@ -114,7 +114,7 @@ void run_all(const RunOptions& options) {
 }
 
 void run_calibrate(const RunOptions& options) {
-  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
+  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options);
   Started s = start(options);
   if (!s.session.config.calibration) fail_usage("`{}` has no `calibration` section", options.path);
   const Outcome outcome = calibrate_run(s.session, s.run, s.data, *s.group);
@@ -129,7 +129,7 @@ void run_calibrate(const RunOptions& options) {
 }
 
 void run_train(const RunOptions& options, int64_t stop_after) {
-  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
+  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options);
   Started s = start(options);
   if (s.session.config.stages.empty()) fail_usage("`{}` has no `stages`", options.path);
   const Outcome outcome = train_run(s.session, s.run, s.data, *s.group,

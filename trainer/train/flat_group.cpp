@@ -8,29 +8,33 @@
 namespace uniattn {
 namespace {
 
-constexpr int64_t kAlignment = 64;  // elements: what vector instructions and GPU copies like
+constexpr int64_t kAlignment = 64;  // elements
 
 int64_t rounded_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-int64_t elements_of(const std::vector<int64_t>& shape) {
-  return c10::multiply_integers(shape);
-}
-
 }  // namespace
+
+int64_t flat_size(const std::vector<int64_t>& elements, int64_t world_size) {
+  int64_t size = 0;
+  for (const int64_t n : elements) size += rounded_up(n, kAlignment);
+  return rounded_up(size, kAlignment * world_size);
+}
 
 FlatGroup::FlatGroup(const std::vector<ParameterSlot>& slots, Role role, const Sharding& sharding,
                      const TensorSource& source, at::ScalarType dtype, at::Device device)
     : role_(role), sharding_(sharding) {
   const at::NoGradGuard no_grad;
+  std::vector<int64_t> sizes;
+  int64_t begin = 0;
   for (const ParameterSlot& slot : slots) {
-    const int64_t n = elements_of(slot.shape);
-    entries_.push_back({slot.name, slot.shape, padded_, padded_ + n, {}});
-    elements_ += n;
-    padded_ = rounded_up(padded_ + n, kAlignment);
+    sizes.push_back(c10::multiply_integers(slot.shape));
+    entries_.push_back({slot.name, slot.shape, begin, begin + sizes.back(), {}});
+    begin = rounded_up(begin + sizes.back(), kAlignment);
+    elements_ += sizes.back();
   }
-  padded_ = rounded_up(padded_, kAlignment * sharding.world_size);
+  padded_ = flat_size(sizes, sharding.world_size);
   slice_size_ = padded_ / sharding.slices.size();
   slice_begin_ = sharding.slices.rank() * slice_size_;
 

@@ -25,6 +25,10 @@ struct Segment {
   int64_t kept_begin, kept;    // of the n, those that this rank alone counts and writes; kept may be 0
 };
 
+// Elements of the flat buffer for parameters of these sizes: each begins at a multiple of 64, which vector instructions
+// and GPU copies like, and the buffer divides into world_size such pieces.
+int64_t flat_size(const std::vector<int64_t>& elements, int64_t world_size);
+
 // The memory and the communication of a group. What exists when depends on the strategy (docs/distributed.md); with a
 // world of one everything is here always and nothing communicates.
 class FlatGroup {

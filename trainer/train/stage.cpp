@@ -10,9 +10,9 @@
 namespace uniattn {
 namespace {
 
-Parameters::RoleOf roles(Decoder& model, const TrainedSet& set, const TensorSource* carried) {
+Parameters::RoleOf roles(const Decoder& model, const TrainedSet& set, const TensorSource* carried) {
   std::vector<std::string> names;
-  for (const auto& [name, parameter] : model.parameters()) names.push_back(name);
+  for (const TensorSpec& spec : tensor_specs(model.config, model.plan)) names.push_back(spec.name);
   check_trained_set(set, names);
   return [&set, carried](const std::string& name) {
     if (is_trained(set, name)) return Role::trained;

@@ -69,7 +69,7 @@ class Trainer {
   void run_stage() {
     if (step_ == steps_[stage_] && !evaluation_is_due()) return;
     Decoder teacher;
-    const std::optional<Parameters> teacher_parameters = read_teacher(teacher);
+    const std::unique_ptr<Parameters> teacher_parameters = read_teacher(teacher);
     if (!snapshot_) snapshot_ = open_newest();  // what the stage before has trained
     Stage stage(run_, stage_, steps_[stage_], model_, teacher_parameters ? &teacher : nullptr, *newest_weights(),
                 snapshot_ ? snapshot_->weights.get() : nullptr, sharding_, device_, peak_flops_);
@@ -89,14 +89,13 @@ class Trainer {
   }
 
   // The base model, frozen, where the stage distills.
-  std::optional<Parameters> read_teacher(Decoder& teacher) const {
-    std::optional<Parameters> parameters;
-    if (!config_.stages[stage_].distill) return parameters;
+  std::unique_ptr<Parameters> read_teacher(Decoder& teacher) const {
+    if (!config_.stages[stage_].distill) return nullptr;
     teacher.config = run_.model.config;
     teacher.plan = run_.model.plan;
     const auto frozen = [](const std::string&) { return Role::frozen; };
-    parameters.emplace(teacher, *open_model_tensors(run_.model.path), frozen, sharding_, dtype(), device_);
-    return parameters;
+    return std::make_unique<Parameters>(teacher, *open_model_tensors(run_.model.path), frozen, sharding_, dtype(),
+                                        device_);
   }
 
   void train_step(Stage& stage) {

@@ -32,15 +32,15 @@ def free_port():
 class Ranks:
     """`command` as ranks 0 .. world_size - 1 but those in `absent`; killed at the end if they still live.
 
-    commands: a function of the rank that gives the command, where ranks get different ones.
+    command, cwd: a value, or a function of the rank where ranks differ.
     """
 
-    def __init__(self, command, world_size, absent=(), port=None):
+    def __init__(self, command, world_size, absent=(), cwd=None, port=None):
         port = port or free_port()
-        command_of = command if callable(command) else lambda rank: command
+        of_rank = lambda value, rank: value(rank) if callable(value) else value
         self.processes = {
             rank: subprocess.Popen(
-                [str(word) for word in command_of(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                [str(word) for word in of_rank(command, rank)], cwd=of_rank(cwd, rank), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 env=environment(RANK=rank, WORLD_SIZE=world_size, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1",
                                 MASTER_PORT=port),
             )
