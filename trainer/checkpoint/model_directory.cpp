@@ -67,6 +67,9 @@ TensorInfo LayeredSource::info(const std::string& name) const {
 at::Tensor LayeredSource::tensor(const std::string& name) const {
   return source_of(name).tensor(name);
 }
+at::Tensor LayeredSource::slice(const std::string& name, int64_t begin, int64_t end) const {
+  return source_of(name).slice(name, begin, end);
+}
 
 void LayeredSource::release() const {
   for (const auto& source : sources_) source->release();

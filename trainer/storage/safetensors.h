@@ -33,6 +33,10 @@ class TensorSource {
   // Gives back the memory of what was read of mapped files. Views stay valid: they are read from the file again when
   // they are used again.
   virtual void release() const {}
+  // Elements [begin, end) of the flattened tensor: only these are read, where the source can.
+  virtual at::Tensor slice(const std::string& name, int64_t begin, int64_t end) const {
+    return tensor(name).flatten().slice(0, begin, end);
+  }
 };
 
 // One mapped .safetensors file. Dtypes: F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL. Throws Error naming the file for: a
