@@ -5,6 +5,7 @@ from uniattn import _library
 _library.load()
 
 from uniattn.convert import convert  # noqa: E402 - the operators exist once the library is loaded
+from uniattn.generation import Generation, Model, load  # noqa: E402
 from uniattn.ops import (  # noqa: E402
     Probs,
     attend,
@@ -19,7 +20,9 @@ from uniattn.ops import (  # noqa: E402
 from uniattn.plan import LayerPlan, SharingPlan  # noqa: E402
 
 __all__ = [
+    "Generation",
     "LayerPlan",
+    "Model",
     "Probs",
     "SharingPlan",
     "attend",
@@ -29,6 +32,7 @@ __all__ = [
     "gated_activation",
     "linear",
     "linear_cross_entropy",
+    "load",
     "rms_norm",
     "rotary",
 ]

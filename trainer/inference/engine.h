@@ -20,13 +20,13 @@ struct EngineOptions {
 };
 
 struct GenerationRequest {
-  std::vector<int64_t> prompt;
+  std::vector<int64_t> prompt{};
   int64_t max_new_tokens = 64;
-  SamplingOptions sampling;
-  std::vector<int64_t> stop_ids;  // they end an answer and are not part of it
+  SamplingOptions sampling{};
+  std::vector<int64_t> stop_ids{};  // they end an answer and are not part of it
 
   // Called with each token; false ends the answer with it. May not call the engine.
-  std::function<bool(int64_t token)> on_token;
+  std::function<bool(int64_t token)> on_token{};
 };
 
 class Engine {
