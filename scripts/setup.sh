@@ -3,7 +3,7 @@
 
 # Libraries and tools that pip does not bring. CMake and Ninja come from pip, LibTorch from the torch wheel.
 apt_packages=(build-essential git python3-dev libsentencepiece-dev libyaml-cpp-dev libcli11-dev nlohmann-json3-dev
-  libpcre2-dev libspdlog-dev libfmt-dev libgloo-dev libxxhash-dev catch2 mold ccache)
+  libpcre2-dev libspdlog-dev libfmt-dev libgloo-dev libxxhash-dev libcpp-httplib-dev catch2 mold ccache)
 
 # Threads that wait for each other sleep instead of spinning: on a machine that others use too, spinning costs more than all the work.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"

@@ -23,6 +23,8 @@ int main(int argc, char** argv) {
   uniattn::add_export(program);
   uniattn::add_eval(program);
   uniattn::add_generate(program);
+  uniattn::add_chat(program);
+  uniattn::add_serve(program);
   uniattn::add_tokenize(program);
   uniattn::add_inspect(program);
   uniattn::add_plan(program);

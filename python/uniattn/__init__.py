@@ -4,6 +4,7 @@ from uniattn import _library
 
 _library.load()
 
+from uniattn.generation import Generation, Model, load  # noqa: E402 - the operators exist once the library is loaded
 from uniattn.ops import (  # noqa: E402 - the operators exist once the library is loaded
     Probs,
     attend,
@@ -17,6 +18,8 @@ from uniattn.ops import (  # noqa: E402 - the operators exist once the library i
 )
 
 __all__ = [
+    "Generation",
+    "Model",
     "Probs",
     "attend",
     "attention",
@@ -24,6 +27,7 @@ __all__ = [
     "gated_activation",
     "linear",
     "linear_cross_entropy",
+    "load",
     "rms_norm",
     "rotary",
 ]

@@ -1,7 +1,11 @@
-"""Loads the operator library, once, when the package is imported."""
+"""Loads the operator library, once, when the package is imported, and the generation engine when it is first used."""
 
+import functools
+import importlib.machinery
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -27,3 +31,15 @@ def _find() -> Path:
 
 def load() -> None:
     torch.ops.load_library(str(_find()))
+
+
+@functools.cache
+def engine() -> ModuleType:
+    """The extension module `_engine`, which is built beside the operator library."""
+    path = _find().parent / "_engine.so"
+    if not path.is_file():
+        raise ImportError(f"uniattn's generation engine was not found at {path}; build it with ./scripts/build")
+    loader = importlib.machinery.ExtensionFileLoader("_engine", str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("_engine", loader))
+    loader.exec_module(module)
+    return module

@@ -2,7 +2,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "catch.h"
-#include "inference/generator.h"
+#include "inference/cached_decoder.h"
 #include "model/attention.h"
 #include "model/footprint.h"
 #include "tiny_model.h"
@@ -140,13 +140,14 @@ TEST_CASE("every mode decodes with caches as it reads at once", "[attention]") {
   const TemporaryDirectory scratch;
   const Decoder model = read_every_mode(scratch / "model");
   const std::vector<int64_t> tokens = {5, 9, 1, 33, 2, 17, 20, 8, 4};
-  Generator stepwise(model, 16), whole(model, 16);
-  at::Tensor logits = stepwise.prefill({tokens.begin(), tokens.begin() + 3});
-  for (size_t i = 3; i < tokens.size(); ++i) logits = stepwise.step(tokens[i]);
-  CHECK(at::allclose(logits, whole.prefill(tokens), 1e-5, 1e-6));
+  CachedDecoder cached(model);
+  const int64_t stepwise = cached.cache().open(), whole = cached.cache().open();
+  at::Tensor logits = cached.read({{stepwise, {tokens.begin(), tokens.begin() + 3}}});
+  for (size_t i = 3; i < tokens.size(); ++i) logits = cached.read({{stepwise, {tokens[i]}}});
   // The leader keeps one key and one value head, its first follower two value heads, the others nothing.
-  CHECK(stepwise.cache_bytes() == 4 * 16 * 6 * 8);
-  CHECK(stepwise.cache_bytes() / 16 == total_kv_bytes(model.config, model.plan, 8));
+  CHECK(cached.cache().bytes_used() == 4 * kPageSize * 6 * 8);
+  CHECK(cached.cache().bytes_used() == kPageSize * total_kv_bytes(model.config, model.plan, 8));
+  CHECK(at::allclose(logits, cached.read({{whole, tokens}}), 1e-5, 1e-6));
 }
 
 TEST_CASE("the last follower takes what its leader left", "[attention]") {

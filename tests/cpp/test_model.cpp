@@ -4,7 +4,7 @@
 
 #include "catch.h"
 #include "data/loader.h"
-#include "inference/generator.h"
+#include "inference/engine.h"
 #include "model/decoder.h"
 #include "model/footprint.h"
 #include "support/error.h"
@@ -125,24 +125,35 @@ TEST_CASE("decoding with caches gives the logits of reading it all at once", "[m
   const ModelDirectory model = write_tiny_model(scratch / "model");
   const Decoder decoder = read_shared(model);
   const std::vector<int64_t> tokens = {5, 9, 1, 33, 2, 17, 20, 8, 4};
-  Generator stepwise(decoder, 16);
-  at::Tensor logits = stepwise.prefill({tokens.begin(), tokens.begin() + 4});
-  for (size_t i = 4; i < tokens.size(); ++i) logits = stepwise.step(tokens[i]);
-  Generator whole(decoder, 16);
-  CHECK(at::allclose(logits, whole.prefill(tokens), 1e-4, 1e-5));
-  // 2 full layers keep K and V, 2 followers V alone: 6 tensors of kv_heads x capacity x head_dim floats.
-  CHECK(stepwise.cache_bytes() == 6 * 2 * 16 * 6 * 4);
-  CHECK(stepwise.cache_bytes() / 16 == total_kv_bytes(model.config, decoder.plan, 4));
+  CachedDecoder cached(decoder);
+  const int64_t stepwise = cached.cache().open(), whole = cached.cache().open();
+  at::Tensor logits = cached.read({{stepwise, {tokens.begin(), tokens.begin() + 4}}});
+  for (size_t i = 4; i < tokens.size(); ++i) logits = cached.read({{stepwise, {tokens[i]}}});
+  // 2 full layers keep K and V, 2 followers V alone: 6 tensors of kv_heads x page x head_dim floats.
+  CHECK(cached.cache().bytes_used() == 6 * 2 * kPageSize * 6 * 4);
+  CHECK(cached.cache().bytes_used() == kPageSize * total_kv_bytes(model.config, decoder.plan, 4));
+  CHECK(at::allclose(logits, cached.read({{whole, tokens}}), 1e-4, 1e-5));
+  cached.cache().close(stepwise);
+  cached.cache().close(whole);
+  CHECK(cached.cache().bytes_used() == 0);
 }
 
 TEST_CASE("generation stops at the limit, is greedy at temperature 0 and repeats with its seed", "[model]") {
   const TemporaryDirectory scratch;
   const Decoder decoder = read_shared(write_tiny_model(scratch / "model"));
-  const Generation greedy = generate(decoder, {1, 7, 12}, {.max_new_tokens = 12});
-  CHECK(greedy.tokens.size() <= 12);
-  CHECK(generate(decoder, {1, 7, 12}, {.max_new_tokens = 12}).tokens == greedy.tokens);
-  const GenerationOptions sampled{.max_new_tokens = 12, .temperature = 1.0, .seed = 3};
-  CHECK(generate(decoder, {1, 7, 12}, sampled).tokens == generate(decoder, {1, 7, 12}, sampled).tokens);
+  const auto generate = [&](const SamplingOptions& sampling) {
+    Engine engine(decoder);
+    std::vector<int64_t> tokens;
+    run_to_end(engine, {{{1, 7, 12}, 12, sampling, {2}, [&](int64_t token) {
+                           tokens.push_back(token);
+                           return true;
+                         }}});
+    return tokens;
+  };
+  CHECK(generate({}).size() <= 12);
+  CHECK(generate({}) == generate({.seed = 9}));
+  const SamplingOptions sampled{.temperature = 1.0, .seed = 3};
+  CHECK(generate(sampled) == generate(sampled));
   CHECK_THROWS_AS(generate(decoder, {}, {}), UsageError);
   CHECK_THROWS_AS(generate(decoder, {40}, {}), UsageError);
 }

@@ -11,6 +11,8 @@ void add_train(CLI::App& program);
 void add_export(CLI::App& program);
 void add_eval(CLI::App& program);
 void add_generate(CLI::App& program);
+void add_chat(CLI::App& program);
+void add_serve(CLI::App& program);
 void add_tokenize(CLI::App& program);
 void add_inspect(CLI::App& program);
 void add_plan(CLI::App& program);

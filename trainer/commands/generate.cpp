@@ -146,16 +146,7 @@ void add_generate(CLI::App& program) {
   command->add_option("--max-new-tokens", arguments->max_new_tokens, "Tokens to generate at most")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command->add_option("--temperature", arguments->sampling.temperature, "0 is greedy")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command->add_option("--top-k", arguments->sampling.top_k, "Sample from the k most probable tokens only; 0: all")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command->add_option("--top-p", arguments->sampling.top_p, "Then from those that make up this share only")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
-  command->add_option("--seed", arguments->sampling.seed, "Of the sampling")->capture_default_str();
+  add_sampling_options(*command, arguments->sampling);
   command->add_option("--stop", arguments->stops, "Text that ends an answer, and is not part of it. May be repeated")
       ->allow_extra_args(false)
       ->check([](const std::string& stop) { return stop.empty() ? "a stop string must not be empty" : ""; });

@@ -20,6 +20,19 @@ InferenceModel open_inference_model(const ModelOptions& options) {
   return {std::move(directory), std::move(tokenizer), std::move(decoder), std::move(ends)};
 }
 
+void add_sampling_options(CLI::App& command, SamplingOptions& options) {
+  command.add_option("--temperature", options.temperature, "0 is greedy")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command.add_option("--top-k", options.top_k, "Sample from the k most probable tokens only; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command.add_option("--top-p", options.top_p, "Then from those that make up this share only")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command.add_option("--seed", options.seed, "Of the sampling")->capture_default_str();
+}
+
 void add_engine_options(CLI::App& command, EngineOptions& options) {
   command.add_option("--max-batch", options.max_batch, "Sequences generated at once; further ones wait")
       ->check(CLI::PositiveNumber)

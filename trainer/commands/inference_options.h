@@ -28,6 +28,7 @@ struct InferenceModel {
 
 InferenceModel open_inference_model(const ModelOptions& options);
 
+void add_sampling_options(CLI::App& command, SamplingOptions& options);
 void add_engine_options(CLI::App& command, EngineOptions& options);
 
 }  // namespace uniattn

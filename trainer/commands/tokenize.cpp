@@ -17,7 +17,7 @@ struct TokenizeArguments {
   bool jsonl = false, bos = false;
 };
 
-constexpr size_t kRoundBytes = 8 << 20;  // of lines, tokenized between two rounds of writing
+constexpr size_t kLineBytes = 8 << 20;  // of lines, tokenized between two rounds of writing
 
 struct Line {
   std::string text;
@@ -29,7 +29,7 @@ struct Line {
 std::vector<Line> read_batch(std::istream& in) {
   std::vector<Line> batch;
   std::string text;
-  for (size_t bytes = 0; bytes < kRoundBytes && std::getline(in, text); bytes += text.size() + 1) {
+  for (size_t bytes = 0; bytes < kLineBytes && std::getline(in, text); bytes += text.size() + 1) {
     batch.push_back({text, "", std::nullopt});
   }
   return batch;

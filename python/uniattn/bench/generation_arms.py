@@ -1,0 +1,143 @@
+"""What the benchmarks of generation compare: a model under several sharing plans, and the same weights in transformers."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, StaticCache
+
+import uniattn
+from uniattn import _library
+
+SHAPES = {  # Llamas of random weights
+    "tiny": dict(hidden_size=64, intermediate_size=176, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=4, vocab_size=512),
+    "small": dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8, vocab_size=8192),
+    "medium": dict(hidden_size=1024, intermediate_size=2816, num_hidden_layers=16, num_attention_heads=16, num_key_value_heads=16, vocab_size=16384),
+    "1b": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=True),
+    "1b-mha": dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=20, num_attention_heads=16, num_key_value_heads=16, vocab_size=32000, tie_word_embeddings=True),
+}  # fmt: skip
+ARMS = ["base", "g2-full", "g2-low", "g2-none", "g4-full", "g4-low", "g4-none", "g8-full", "g8-low", "g8-none", "share_kv", "linear", "skip"]
+
+
+def plan_of(arm: str, layers: int, hidden: int) -> list[dict]:
+    """`uniattn.layers` of an arm; the last three quarters of the layers share."""
+    begin = layers // 4
+    if not arm.startswith("g"):
+        group, mode, rank = 4, arm, "none" if arm in ("share_kv", "skip") else None
+    else:
+        group, mode = int(arm[1]), "share_probs"
+        rank = {"full": None, "low": hidden // 8, "none": "none"}[arm.split("-")[1]]
+    plan = []
+    for i in range(layers):
+        leads = i < begin or (i - begin) % group == 0
+        entry = {"mode": "full" if leads else mode}
+        if not leads and mode.startswith("share"):
+            entry["leader"] = i - (i - begin) % group
+        if not leads and rank != "none":
+            entry["compensation_rank"] = rank
+        plan.append(entry)
+    return plan
+
+
+def write_base(folder: Path, shape: str, dtype: torch.dtype, positions: int) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=positions, bos_token_id=1, eos_token_id=2)
+    model = LlamaForCausalLM._from_config(config, dtype=dtype)
+    model.save_pretrained(folder, max_shard_size="100GB")
+
+
+def write_arm(folder: Path, base: Path, arm: str) -> None:
+    """The base under a plan: its weights by a hard link, compensations in a file of their own."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    config = json.loads((base / "config.json").read_text())
+    plan = plan_of(arm, config["num_hidden_layers"], config["hidden_size"])
+    types = [entry["mode"] if entry["mode"] != "full" else "full_attention" for entry in plan]
+    unified = {"version": 1, "base_model_type": config["model_type"], "layers": plan}
+    changes = {"architectures": ["UniAttnForCausalLM"], "model_type": "uniattn", "uniattn": unified, "layer_types": types}
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with safe_open(base / "model.safetensors", "pt") as file:
+        names, dtype = list(file.keys()), file.get_slice("model.norm.weight")[:].dtype
+    (folder / "base.safetensors").hardlink_to(base / "model.safetensors")
+    weights, size = {}, config["hidden_size"]
+    for i, entry in enumerate(plan):
+        if "compensation_rank" in entry:
+            rank, name = entry["compensation_rank"], f"model.layers.{i}.self_attn.compensation."
+            shapes = {"weight": (size, size)} if rank is None else {"down.weight": (rank, size), "up.weight": (size, rank)}
+            weights |= {name + key: 0.02 * torch.randn(shape).to(dtype) for key, shape in shapes.items()}
+    save_file(weights, folder / "compensation.safetensors")
+    index = dict.fromkeys(names, "base.safetensors") | dict.fromkeys(weights, "compensation.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+@dataclass
+class Limits:
+    """What one pass must at least move and compute: weights, cache, and the products of both."""
+
+    weight_bytes: int  # read once, whatever the batch; the embedding is looked up, the head read
+    parameters: int  # that a token is multiplied with
+
+    @classmethod
+    def of(cls, folder: Path, element: int) -> "Limits":
+        config = json.loads((folder / "config.json").read_text())
+        d, ff, n = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+        head = config["hidden_size"] // config["num_attention_heads"]
+        kv = config["num_key_value_heads"] * head
+        plan = config.get("uniattn", {"layers": [{"mode": "full"}] * n})["layers"]
+        used = {"full": d * d + 2 * kv * d + d * d, "share_probs": kv * d + d * d, "share_kv": 2 * d * d, "linear": 0, "skip": 0}
+        total = config["vocab_size"] * d
+        for entry in plan:
+            total += 3 * d * ff + used[entry["mode"]]
+            if "compensation_rank" in entry:
+                rank = entry["compensation_rank"]
+                total += d * d if rank is None else 2 * rank * d
+        return cls(total * element, total)
+
+
+class Ours:
+    def __init__(self, folder: Path, dtype: str):
+        self.model = uniattn.load(folder, dtype)
+        self.passes = _library.engine().Passes(self.model._model)
+
+    def prepare(self, batch: int, context: int) -> None:
+        self.passes.pretend(batch, context)
+
+    def read(self, tokens: int, chunk: int) -> float:
+        return self.passes.read(tokens, chunk)
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.passes.cache_bytes
+
+
+class Transformers:
+    """The base in transformers: SDPA over a static cache, compiled where that is asked for."""
+
+    def __init__(self, folder: Path, dtype: str, compiled: bool):
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+        self.forward = torch.compile(self.model.forward, dynamic=False) if compiled else self.model.forward
+
+    @torch.inference_mode()
+    def prepare(self, batch: int, context: int, room: int = 0) -> None:
+        config = self.model.config
+        self.batch, self.cache = batch, StaticCache(config=config, max_cache_len=context + room)
+        shape = (batch, config.num_key_value_heads, context, config.hidden_size // config.num_attention_heads)
+        if context:
+            for layer in range(config.num_hidden_layers):
+                past = torch.randn(shape, dtype=self.model.dtype)
+                self.cache.update(past, past, layer)
+        self.position = context
+
+    @torch.inference_mode()
+    def read(self, tokens: int) -> float:
+        import time
+
+        ids = torch.randint(self.model.config.vocab_size, (self.batch, tokens))
+        positions = torch.arange(self.position, self.position + tokens)[None]
+        start = time.perf_counter()
+        self.forward(ids, past_key_values=self.cache, position_ids=positions, logits_to_keep=1, use_cache=True)
+        self.position += tokens
+        return time.perf_counter() - start
