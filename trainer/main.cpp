@@ -1,10 +1,9 @@
-#include <c10/util/Exception.h>
-
 #include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <exception>
 
 #include "commands/commands.h"
+#include "parallel/process_group.h"
 #include "support/error.h"
 #include "support/log.h"
 
@@ -36,13 +35,10 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return program.exit(error) == 0 ? 0 : 2;
   } catch (const uniattn::UsageError& error) {
-    uniattn::log::error(error.what());
+    uniattn::log::error(uniattn::last_words(error));
     return 2;
-  } catch (const c10::Error& error) {
-    uniattn::log::error(error.what_without_backtrace());
-    return 1;
   } catch (const std::exception& error) {
-    uniattn::log::error(error.what());
+    uniattn::log::error(uniattn::last_words(error));
     return 1;
   }
 }

@@ -59,6 +59,9 @@ TensorInfo LayeredSource::info(const std::string& name) const {
 at::Tensor LayeredSource::tensor(const std::string& name) const {
   return source_of(name).tensor(name);
 }
+at::Tensor LayeredSource::slice(const std::string& name, int64_t begin, int64_t end) const {
+  return source_of(name).slice(name, begin, end);
+}
 
 at::ScalarType parse_dtype(const std::string& name) {
   if (name == "float32") return at::kFloat;

@@ -33,6 +33,7 @@ class LayeredSource : public TensorSource {
   bool contains(const std::string& name) const override;
   TensorInfo info(const std::string& name) const override;
   at::Tensor tensor(const std::string& name) const override;
+  at::Tensor slice(const std::string& name, int64_t begin, int64_t end) const override;
 
  private:
   const TensorSource& source_of(const std::string& name) const;

@@ -30,6 +30,10 @@ class TensorSource {
   // A view of the mapped file (keeps the mapping alive; never write to it), a copy where the file's elements are not
   // aligned. Throws Error as info() does, and for BOOL data other than 0 and 1.
   virtual at::Tensor tensor(const std::string& name) const = 0;
+  // Elements [begin, end) of the flattened tensor: only these are read, where the source can.
+  virtual at::Tensor slice(const std::string& name, int64_t begin, int64_t end) const {
+    return tensor(name).flatten().slice(0, begin, end);
+  }
 };
 
 // One mapped .safetensors file. Dtypes: F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL. Throws Error naming the file for: a

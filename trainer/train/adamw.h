@@ -1,32 +1,28 @@
 // AdamW (Loshchilov and Hutter, arXiv 1711.05101) over float32 masters, by PyTorch's fused kernel.
 #pragma once
+#include "checkpoint/snapshot.h"
 #include "config/config.h"
-#include "storage/safetensors.h"
 #include "train/parameters.h"
 
 namespace uniattn {
 
+// Moments of the segments that this rank updates.
 class AdamW {
  public:
-  AdamW(const TrainedParameters& parameters, const OptimizerConfig& config);
+  AdamW(const Parameters& parameters, const OptimizerConfig& config);
 
   // One update of the masters from the gradients. Vectors (norm weights) are not decayed.
-  void step(const TrainedParameters& parameters, double learning_rate);
+  void step(const Parameters& parameters, double learning_rate);
 
-  // First and second moments and step counts, by parameter name; load() takes exactly what state() gave.
-  NamedTensors state() const;
-  void load(const NamedTensors& state);
+  // What this rank keeps of the moments `exp_avg.NAME` and `exp_avg_sq.NAME`; and the count of updates, `step`.
+  TensorParts state(const Parameters& parameters, bool first_rank) const;
+  // Takes its slices of what all ranks' state() gave, however many they were. Throws Error when a tensor is missing.
+  void load(const Parameters& parameters, const TensorSource& moments);
 
  private:
-  // Parameters that share a weight decay, as indices into TrainedParameters.
-  struct Group {
-    double weight_decay;
-    std::vector<size_t> members;
-  };
   OptimizerConfig config_;
-  std::vector<std::string> names_;
-  std::vector<at::Tensor> first_, second_, steps_;
-  std::vector<Group> groups_;
+  std::vector<at::Tensor> first_, second_;  // by segment: [n] float32
+  at::Tensor steps_;                        // [] float32: updates so far
 };
 
 }  // namespace uniattn

@@ -4,6 +4,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace uniattn {
 
@@ -19,6 +20,7 @@ struct StepMetrics {
   double loss = 0;                       // cross-entropy in nats per supervised token, before the update
   std::optional<double> distill_loss{};  // in stages that distill
   double learning_rate = 0, gradient_norm = 0;
+  std::vector<int64_t> failed_ranks{};        // whose loss is not finite
   bool updated = true;                        // false: the gradient was not finite and the step was left out
   int64_t tokens = 0, supervised_tokens = 0;  // of this step, over all ranks
   double seconds = 0;                         // of this step
