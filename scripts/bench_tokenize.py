@@ -1,17 +1,21 @@
-"""Tokenizer throughput: `uniattn tokenize` beside Hugging Face tokenizers, tiktoken and sentencepiece, two threads each.
+"""Throughput of `uniattn tokenize` and `uniattn prepare` beside Hugging Face tokenizers, tiktoken and sentencepiece, two
+threads each.
 
     .venv/bin/python scripts/bench_tokenize.py DIRECTORY
 
 DIRECTORY holds the published llama3/tokenizer.model (tiktoken ranks) and llama2/tokenizer.model (SentencePiece). The text
 is 50 MB of Python modules with their documentation from this machine, one line a text. Ours is the whole program: start,
 loading the tokenizer, reading the file, tokenizing, writing the ids. The peers encode a list of lines that is in memory, with
-loading and reading left out. Rounds are interleaved, figures are medians; the counts of ids show that all do the same work
+loading and reading left out. `prepare` gets the same text as JSONL documents of 4,000 characters, and besides parses them, marks
+labels, checks their bytes and writes shards; its peer encodes the documents. Rounds are interleaved, figures are medians; the counts of ids show that all do the same work
 (Hugging Face's Llama-2 is translated here from the pieces, and parts a few rare words in another way).
 """
 
 import argparse
+import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sysconfig
@@ -29,6 +33,7 @@ import sentencepiece
 import tiktoken
 from tiktoken.load import load_tiktoken_bpe
 from tokenizers import Tokenizer, models, normalizers
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 PROGRAM = Path(__file__).parents[1] / "build" / "release" / "uniattn"
@@ -59,6 +64,9 @@ def main() -> None:
         for model, peers in (("llama3", llama3_peers), ("llama2", llama2_peers)):
             directory = arguments.directory / model
             contenders = [ours(directory, text), *peers(directory / "tokenizer.model", lines)]
+            measure(model, contenders, text.stat().st_size / 1e6, arguments.rounds)
+            documents = gather_documents(lines)
+            contenders = [prepare(directory, documents, Path(folder)), *peers(directory / "tokenizer.model", documents)[:1]]
             measure(model, contenders, text.stat().st_size / 1e6, arguments.rounds)
 
 
@@ -100,6 +108,43 @@ def ours(directory: Path, text: Path) -> Contender:
             subprocess.run([PROGRAM, "tokenize", "--model", directory, "--text", text], stdout=file, check=True)
 
     return Contender("uniattn tokenize", run, lambda _: len(out.read_bytes().split()))
+
+
+def gather_documents(lines: list[str]) -> list[str]:
+    text = "\n".join(lines)
+    return [text[at : at + 4000] for at in range(0, len(text), 4000)]
+
+
+def prepare(directory: Path, documents: list[str], folder: Path) -> Contender:
+    model, data, run_directory = folder / f"model-{directory.name}", folder / "documents.jsonl", folder / "run"
+    data.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    write_model(directory, model)
+    config = folder / "prepare.yaml"
+    source = {"path": str(data), "format": "text"}
+    sections = {
+        "run": {"name": "bench", "dir": str(run_directory)},
+        "model": {"path": str(model)},
+        "data": {"train": [source], "max_length": 8192},
+    }
+    config.write_text(json.dumps(sections))  # JSON is YAML
+
+    def run() -> dict:
+        shutil.rmtree(run_directory, ignore_errors=True)
+        done = subprocess.run([PROGRAM, "prepare", config, "--json"], capture_output=True, check=True)
+        return json.loads(done.stdout)["train"]
+
+    return Contender("uniattn prepare", run, lambda counts: counts["tokens"])
+
+
+def write_model(directory: Path, model: Path) -> None:
+    """A directory that `prepare` accepts: the tokenizer, and the smallest Llama that has its vocabulary."""
+    llama3 = directory.name == "llama3"
+    config = LlamaConfig(
+        vocab_size=128256 if llama3 else 32000, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, bos_token_id=128000 if llama3 else 1, eos_token_id=128001 if llama3 else 2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(model)
+    shutil.copy(directory / "tokenizer.model", model)
 
 
 def huggingface(tokenizer: Tokenizer, lines: list[str]) -> Contender:
