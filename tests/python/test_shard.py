@@ -35,12 +35,13 @@ class Runs:
             self.projects[name] = Project(folder / name, base)
             write_ids(self.projects[name].train, random_documents(ROWS + 3, 40, seed=3))
 
-    def config(self, name, ranks, accumulation=1, model="untied", dtype="float32", **parallel):
+    def config(self, name, ranks, accumulation=1, model="untied", dtype="float32", moments="float32", **parallel):
         """The configuration file of run `name`; a second call changes how the same run is divided."""
         project = self.projects[model]
         file, _ = project.config(
             name, calibration=None, data=self.data(project), model={"path": str(project.model), "dtype": dtype}, stages=STAGES,
-            optimizer={"micro_batch": ROWS // (ranks * accumulation), "accumulation": accumulation, "eps": EPS},
+            optimizer={"micro_batch": ROWS // (ranks * accumulation), "accumulation": accumulation, "eps": EPS,
+                       "moments": moments},
             checkpoint={"every_steps": 100}, parallel={"timeout_seconds": 60, **parallel},
         )  # fmt: skip
         return file
@@ -86,6 +87,8 @@ def variants(ranks):
         yield f"{ranks}-{shard}-bfloat16", {"shard": shard, "dtype": "bfloat16"}
     if ranks == 3:
         yield "3-full-repeat", {"shard": "full", "accumulation": 2, "model": "tied"}
+        for shard in STRATEGIES:
+            yield f"3-{shard}-moments", {"shard": shard, "moments": "bfloat16"}
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +139,15 @@ def assert_same_bits(run, other):
 def test_strategies_give_the_same_bits(runs, shard, ranks):
     """Sums are taken in the ranks' order, whoever keeps them."""
     assert_same_bits(runs.folder(f"{ranks}-{shard}-1-untied"), runs.folder(f"{ranks}-none-1-untied"))
+
+
+@pytest.mark.parametrize("shard", STRATEGIES[1:])
+def test_rounding_by_chance_is_the_same_for_all_strategies(runs, shard):
+    assert_same_bits(runs.folder(f"3-{shard}-moments"), runs.folder("3-none-moments"))
+    assert not torch.equal(
+        bits(runs.folder("3-none-moments"))["weights"]["model.norm.weight"],
+        bits(runs.folder("3-none-1-untied"))["weights"]["model.norm.weight"],
+    )
 
 
 def test_repeats_give_the_same_bits(runs):

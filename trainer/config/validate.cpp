@@ -237,6 +237,7 @@ void OptimizerConfig::validate() const {
   require_within("optimizer.beta1", beta1, 0, 1);
   require_within("optimizer.beta2", beta2, 0, 1);
   require_positive("optimizer.eps", eps);
+  require_known("optimizer.moments", moments, {"float32", "bfloat16"});
 }
 
 void CheckpointConfig::validate() const {

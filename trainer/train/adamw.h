@@ -6,7 +6,8 @@
 
 namespace uniattn {
 
-// Moments of the segments that this rank updates.
+// Moments of the segments that this rank updates, in float32 or, for half the memory, in bfloat16 with stochastic
+// rounding (docs/training.md): what is rounded depends on the update's number and the element alone.
 class AdamW {
  public:
   AdamW(const Parameters& parameters, const OptimizerConfig& config);
@@ -20,8 +21,12 @@ class AdamW {
   void load(const Parameters& parameters, const TensorSource& moments);
 
  private:
+  void step_in_bfloat16(const Segment& segment, at::Tensor& first, at::Tensor& second, double learning_rate);
+  double decay_of(const Segment& segment) const;
+
   OptimizerConfig config_;
-  std::vector<at::Tensor> first_, second_;  // by segment: [n] float32
+  at::ScalarType dtype_;                    // of the moments
+  std::vector<at::Tensor> first_, second_;  // by segment: [n]
   at::Tensor steps_;                        // [] float32: updates so far
 };
 

@@ -73,7 +73,7 @@ MemoryEstimate StageEstimate::memory() const {
   memory.parameters = all * bytes_ / (shards_parameters ? slices : 1);
   memory.masters = bytes_ == 4 ? 0 : (trained + carried) / slices * 4;
   memory.gradients = keeps_sums() ? trained * 4 : trained / slices * 4 + (waits ? trained * 4 : 0);
-  memory.moments = trained / slices * 8;
+  memory.moments = trained / slices * (config_.optimizer.moments == "bfloat16" ? 4 : 8);
   memory.activations = activation_bytes();
   memory.buffers = (shards_parameters ? gathered_bytes() : 0) + reduction_bytes();
   memory.teacher = teacher_elements_ * bytes_ / (shards_parameters ? slices : 1);
