@@ -71,6 +71,7 @@ def test_ten_thousand_damaged_and_odd_records(run_uniattn, text_project):
     megabyte = json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "the model " * 100_000}]})
     lines += [megabyte.encode(), b"[" * 1_000_000, b'{"a":' * 200_000, b'"' + b"x" * 1_000_000]
     file = text_project.folder / "damaged.jsonl"
+    lines.insert(0, b'"\xff' + b"x" * 1_000_000)  # the first bad record is quoted
     file.write_bytes(b"\n".join(lines))
     source = {"path": str(file), "format": "messages"}
     counts, found = prepare(run_uniattn, text_project, [source], "damaged", max_length=256)
@@ -80,7 +81,7 @@ def test_ten_thousand_damaged_and_odd_records(run_uniattn, text_project):
     assert counts["truncated"] >= 1
     assert all(any(label != -100 for label in labels) for _, labels in found)
     assert all(ids[0] == 1 and ids.count(1) == 1 and len(ids) <= 256 for ids, _ in found)
-    assert f"{file}:" in counts["sources"][0]["first_bad"]
+    assert f"{file}:1, record 1" in counts["sources"][0]["first_bad"] and len(counts["sources"][0]["first_bad"]) < 500
 
     config, _ = text_project.config(
         "strict", plan=None, calibration=None, stages=None, data={"train": [source], "bad_records": "error"}
@@ -137,12 +138,12 @@ def peak_memory(binary, config):
 def test_memory_does_not_grow_with_the_data(binary, text_project):
     line = json.dumps({"messages": [GOOD["messages"][0], {"role": "assistant", "content": "the model learns " * 600}]}) + "\n"
     memory = {}
-    for megabytes in (30, 120):
+    for megabytes in (6, 24):
         file = text_project.folder / f"{megabytes}.jsonl"
         file.write_text(line * (megabytes * 1_000_000 // len(line)))
         source = {"path": str(file), "format": "messages"}
         config, _ = text_project.config(
-            f"memory-{megabytes}", plan=None, calibration=None, stages=None, data={"train": [source]}
+            f"memory-{megabytes}", plan=None, calibration=None, stages=None, data={"train": [source], "max_length": 64}
         )
         memory[megabytes] = peak_memory(binary, config)
-    assert memory[120] - memory[30] < 10_000_000
+    assert memory[24] - memory[6] < 8_000_000

@@ -1,11 +1,13 @@
 #include "data/preparation.h"
 
 #include <ATen/Parallel.h>
+#include <malloc.h>
 
 #include "data/packing.h"
 #include "data/random.h"
 #include "support/error.h"
 #include "support/log.h"
+#include "tokenizer/utf8.h"
 
 namespace uniattn {
 namespace {
@@ -14,6 +16,12 @@ constexpr size_t kShardTokens = 1 << 22;
 // Tokenized between two rounds of writing: enough to keep all threads busy, little enough to stay in memory.
 constexpr size_t kBatchRecords = 4096;
 constexpr size_t kBatchBytes = 4 << 20;
+
+// A message that may quote the data at length or in bytes that are no text, as a manifest and a log can hold it.
+std::string presentable(const std::string& message) {
+  constexpr size_t kLongest = 400;
+  return replace_invalid_utf8(message.size() <= kLongest ? message : message.substr(0, kLongest) + "...");
+}
 
 }  // namespace
 
@@ -52,6 +60,7 @@ void Preparation::run_in_order() {
     const auto flush = [&] {
       process(batch);
       reader.release();
+      malloc_trim(0);  // what the C library keeps for later would grow with the data
       batch.clear();
       bytes = 0;
     };
@@ -109,7 +118,7 @@ Preparation::Outcome Preparation::read(const Item& item) const {
     if (!document) return {{.fit = Fit::kFiltered, .parts = {}}, ""};
     tokenized = std::move(*document);
   } catch (const Error& error) {
-    std::string message = fmt::format("{}: {}", where(), error.what());
+    std::string message = presentable(fmt::format("{}: {}", where(), error.what()));
     if (options_.bad_records == "error") throw Error(message);
     return {{.fit = Fit::kBad, .parts = {}}, std::move(message)};
   }
