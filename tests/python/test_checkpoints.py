@@ -6,11 +6,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.models import GEMMA2, edit_config, unify, write_base
+from support.models import FULL, GEMMA2, edit_config, follower, write_base, write_unified
 from support.runs import random_documents, write_ids, write_tokenizer
 
 VOCAB = 97
-SHARED = {"mode": "share_probs", "leader": 0, "compensation_rank": None}
 
 
 def tensors_of(folder):
@@ -41,7 +40,7 @@ def test_precision_and_shards(run_uniattn, tmp_path, dtype):
 
 def test_a_unified_model_stays_what_it_is(run_uniattn, tmp_path, ids):
     base = write_base(tmp_path / "base", vocab_size=VOCAB)
-    unified = unify(base, tmp_path / "unified", [{"mode": "full"}, SHARED, SHARED, {"mode": "full"}])
+    unified = write_unified(tmp_path / "unified", base, [FULL, follower(0, rank=None), follower(0, rank=5), FULL])
     run_uniattn("convert", "--model", unified, "--out", tmp_path / "out", "--dtype", "float32")
     losses = [run_uniattn("eval", "--model", folder, "--ids", ids)["loss"] for folder in (unified, tmp_path / "out")]
     assert losses[0] == losses[1]
@@ -67,18 +66,14 @@ def test_a_tied_head_may_be_there_twice(run_uniattn, tmp_path, ids):
     assert losses[0] == losses[1]
 
 
-def publish(base, folder, group, begin, end):
-    """`base` as the published code saves it under a plan: followers keep q_proj and k_proj, and have a v2_proj."""
+def publish(base, unified, folder, plan):
+    """`unified` as the published code saves it: followers keep q_proj and k_proj, and the compensation is a v2_proj."""
     shutil.copytree(base, folder)
-    edit_config(folder, lambda c: c.update(grouping_idx=group, grouping_begin_idx=begin, grouping_end_idx=end))
-    weights, added = load_file(folder / "model.safetensors"), {}
-    layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
-    generator = torch.Generator().manual_seed(4)
-    for i in range(layers):
-        if i % group and begin <= i < end:
-            added[i] = 0.05 * torch.randn(48, 48, generator=generator)
-    weights |= {f"model.layers.{i}.v2_proj.weight": weight for i, weight in added.items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    names = ("grouping_idx", "grouping_begin_idx", "grouping_end_idx")
+    edit_config(folder, lambda config: config.update(zip(names, plan)))
+    ending = ".self_attn.compensation.weight"
+    added = {n.replace(ending, ".v2_proj.weight"): w for n, w in tensors_of(unified).items() if n.endswith(ending)}
+    save_file(tensors_of(base) | added, folder / "model.safetensors", {"format": "pt"})
     return added
 
 
@@ -86,32 +81,37 @@ def publish(base, folder, group, begin, end):
 @pytest.mark.parametrize("family", [{}, GEMMA2], ids=["llama", "gemma2"])
 def test_published_checkpoints(run_uniattn, tmp_path, ids, plan, family):
     base = write_base(tmp_path / "base", vocab_size=VOCAB, num_hidden_layers=5, **family)
-    added = publish(base, tmp_path / "published", *plan)
-    options = [text for pair in zip(("--group", "--begin", "--end"), plan) for text in pair]
-    out = tmp_path / "out"
-    run_uniattn("convert", "--model", tmp_path / "published", *options, "--out", out, "--dtype", "float32")
-
-    layers, leader = [], None
+    group, begin, end = plan
+    leader, layers = None, []
     for i in range(5):
-        leader = leader if i in added else i
-        mixed = family and (i - leader) % 2
-        layers.append(SHARED | {"leader": leader} | ({"mask": "leader"} if mixed else {}) if i in added else {"mode": "full"})
-    compensation = {i: {"weight": weight} for i, weight in added.items()}
-    expected = unify(base, tmp_path / "expected", layers, compensation=compensation)
+        follows = i % group and begin <= i < end
+        leader = leader if follows else i
+        mask = {"mask": "leader"} if family and (i - leader) % 2 else {}
+        layers.append(follower(leader, rank=None, **mask) if follows else FULL)
+    expected = write_unified(tmp_path / "expected", base, layers)
+    published = tmp_path / "published"
+    added = publish(base, expected, published, plan)
+    assert len(added) == sum(layer != FULL for layer in layers) > 0
+
+    options, out = ["--group", group, "--begin", begin, "--end", end], tmp_path / "out"
+    run_uniattn("convert", "--model", published, *options, "--out", out, "--dtype", "float32")
     losses = [run_uniattn("eval", "--model", folder, "--ids", ids)["loss"] for folder in (expected, out)]
     assert losses[0] == losses[1]
-    assert not any(f"layers.{i}.self_attn.q_proj" in name for name in tensors_of(out) for i in added)
+    assert tensors_of(out).keys() == tensors_of(expected).keys()
 
-    run_uniattn.fails(1, "eval", "--model", tmp_path / "published", "--ids", ids, naming=["published", "uniattn convert"])
-    wrong = [options[0], plan[0] + 1, *options[2:]]
-    run_uniattn.fails(2, "convert", "--model", tmp_path / "published", *wrong, "--out", out, naming=["grouping_idx", plan[0]])
+    run_uniattn.fails(1, "eval", "--model", published, "--ids", ids, naming=["published", "uniattn convert"])
+    wrong = ["--group", group + 1, *options[2:]]
+    run_uniattn.fails(2, "convert", "--model", published, *wrong, "--out", out, naming=["grouping_idx", group])
+    weights = tensors_of(published)
+    del weights[next(iter(added))]
+    save_file(weights, published / "model.safetensors", {"format": "pt"})
+    run_uniattn.fails(1, "convert", "--model", published, *options, "--out", out, naming=["v2_proj", "another plan"])
 
 
 @pytest.mark.parametrize("family", [{}, GEMMA2], ids=["llama", "gemma2"])
 def test_layer_by_layer_the_loss_is_the_same(run_uniattn, tmp_path, ids, family):
     base = write_base(tmp_path / "base", vocab_size=VOCAB, **family)
-    interleaved = [{"mode": "full"}, {"mode": "full"}, SHARED, SHARED | {"leader": 1}]
-    unified = unify(base, tmp_path / "unified", interleaved)
+    unified = write_unified(tmp_path / "unified", base, [FULL, FULL, follower(0, rank=None), follower(1, rank=5)])
     for folder in (base, unified):
         whole = run_uniattn("eval", "--model", folder, "--ids", ids, "--dtype", "float32")
         layerwise = run_uniattn("eval", "--model", folder, "--ids", ids, "--dtype", "float32", "--layerwise")

@@ -122,7 +122,7 @@ def test_the_report_of_a_second_run_is_that_of_the_first(run_uniattn, text_proje
     written = manifest.stat().st_mtime_ns
     second = run_uniattn.run("prepare", config, "--show", 1)
     assert first.returncode == 0 and first.stdout == second.stdout and manifest.stat().st_mtime_ns == written
-    assert "<|user|>\nwhat is it\n<|assistant|>\n[[the model<EOS>]]" in first.stdout
+    assert "<BOS><|user|> what is it <|assistant|>[[the model<EOS>]]" in first.stdout
     assert "again.jsonl:2" in first.stderr and "again.jsonl:2" in second.stderr
 
 

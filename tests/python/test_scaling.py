@@ -7,7 +7,7 @@ import pytest
 import yaml
 from support.models import write_base
 from support.ranks import LAUNCH_VARIABLES, TOOLS, run_ranks
-from support.runs import Project
+from support.runs import VOCAB, Project
 
 TRAIN = TOOLS / "train_ranks"
 DIVISIONS = [  # ranks, parallel
@@ -24,15 +24,15 @@ pytestmark = pytest.mark.skipif(not TRAIN.is_file(), reason=f"no {TRAIN}: build 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A project with a model beside whose 2.4 M parameters the activations of 16 tokens are small."""
+    """A project with a model so deep that one layer is little, beside which the activations of 16 tokens are too."""
     folder = tmp_path_factory.mktemp("scaling")
-    return Project(folder, write_base(folder / "base", vocab_size=1024, hidden_size=192, intermediate_size=512,
-                                      num_attention_heads=4, head_dim=48))  # fmt: skip
+    return Project(folder, write_base(folder / "base", vocab_size=VOCAB, hidden_size=128, intermediate_size=320,
+                                      num_hidden_layers=20, head_dim=32))  # fmt: skip
 
 
 def config_of(project, name, parallel, steps, train="all", accumulation=1, dtype="float32"):
     file, _ = project.config(
-        name, calibration=None, model={"path": str(project.model), "dtype": dtype},
+        name, calibration=None, plan={"mode": "share_probs", "group": 2, "begin": 0, "end": 20}, model={"path": str(project.model), "dtype": dtype},
         data={"train": [{"path": str(project.train), "format": "ids"}], "max_length": 16, "over_long": "split"},
         stages=[{"name": "only", "train": train, "max_steps": steps, "learning_rate": 1.0e-3}],
         optimizer={"micro_batch": 1, "accumulation": accumulation}, checkpoint={"every_steps": 1000},

@@ -8,7 +8,7 @@ import torch
 import yaml
 from support.models import LLAMA3, write_base
 from support.ranks import TOOLS, newest_snapshot, run_ranks, snapshot_tensors
-from support.runs import VOCAB, Project, metrics, random_documents
+from support.runs import VOCAB, Project, random_documents, steps
 from support.stories import write_ids
 
 TRAIN = TOOLS / "train_ranks"
@@ -60,18 +60,19 @@ def relative(found, expected):
 
 
 def assert_same_run(run, reference, tolerance):
-    ours, theirs = metrics(run), metrics(reference)
+    ours, theirs = steps(run), steps(reference)
     assert len(ours) == len(theirs) == 5
     for line, expected in zip(ours, theirs):
         for key in ("loss", "grad_norm"):
             assert line[key] == pytest.approx(expected[key], rel=tolerance), (run.name, expected["step"], key)
         for key in ("tokens", "supervised_tokens"):
             assert line[key] == expected[key], (run.name, expected["step"], key)
-    for kind in ("weights", "moments"):
+    # A moment is a gradient, of which single tensors carry more rounding than the norm of all.
+    for kind, allowed in (("weights", tolerance), ("moments", 5 * tolerance)):
         found, expected = (snapshot_tensors(newest_snapshot(path), kind) for path in (run, reference))
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
-            assert relative(found[name], tensor) <= tolerance, (run.name, kind, name)
+            assert relative(found[name], tensor) <= allowed, (run.name, kind, name)
 
 
 def variants(ranks):
@@ -127,7 +128,7 @@ def bits(run):
 
 def assert_same_bits(run, other):
     for key in ("loss", "grad_norm"):
-        assert [line[key] for line in metrics(run)] == [line[key] for line in metrics(other)]
+        assert [line[key] for line in steps(run)] == [line[key] for line in steps(other)]
     ours, theirs = bits(run), bits(other)
     for kind in ours:
         for name, tensor in theirs[kind].items():

@@ -67,36 +67,57 @@ MemoryEstimate StageEstimate::memory() const {
   const int64_t slices = division_.slices(), trained = sum(&Part::trained), carried = sum(&Part::carried);
   const int64_t all = trained + carried + sum(&Part::frozen);
   const bool shards_parameters = division_.shard == Shard::full;
-  // With accumulation whole sums wait for the last micro-batch, unless that is what the strategy is to avoid.
-  const bool waits = division_.shard == Shard::gradients && config_.optimizer.accumulation > 1;
-  MemoryEstimate memory;
-  memory.parameters = all * bytes_ / (shards_parameters ? slices : 1);
-  memory.masters = bytes_ == 4 ? 0 : (trained + carried) / slices * 4;
-  memory.gradients = keeps_sums() ? trained * 4 : trained / slices * 4 + (waits ? trained * 4 : 0);
-  memory.moments = trained / slices * (config_.optimizer.moments == "bfloat16" ? 4 : 8);
-  memory.activations = activation_bytes();
-  memory.buffers = (shards_parameters ? gathered_bytes() : 0) + reduction_bytes();
-  memory.teacher = teacher_elements_ * bytes_ / (shards_parameters ? slices : 1);
-  return memory;
+  MemoryEstimate always;
+  always.parameters = all * bytes_ / (shards_parameters ? slices : 1);
+  always.masters = bytes_ == 4 ? 0 : (trained + carried) / slices * 4;
+  always.moments = trained / slices * (config_.optimizer.moments == "bfloat16" ? 4 : 8);
+  always.teacher = teacher_elements_ * bytes_ / (shards_parameters ? slices : 1);
+  // Backward goes down through the parts: activations go, gradients come.
+  const auto parts = static_cast<int64_t>(parts_.size());
+  MemoryEstimate fullest;
+  for (int64_t part = 0; part < parts; ++part) {
+    MemoryEstimate now = always;
+    now.activations = activation_bytes() * (part + 1) / parts;
+    now.gradients = gradient_bytes(part);
+    now.buffers = (shards_parameters ? gathered_bytes() : 0) + reduction_bytes(part);
+    if (now.total() > fullest.total()) fullest = now;
+  }
+  return fullest;
 }
 
-// A part and the next one, which is gathered meanwhile.
+// Sums and slices while `part` is in its backward.
+int64_t StageEstimate::gradient_bytes(int64_t part) const {
+  const int64_t slices = division_.slices();
+  if (keeps_sums()) return sum(&Part::trained) * 4;
+  const bool accumulates = config_.optimizer.accumulation > 1;
+  if (accumulates && division_.shard == Shard::full) return sum(&Part::trained) / slices * 4;
+  int64_t bytes = 0;
+  for (int64_t i = 0; i < static_cast<int64_t>(parts_.size()); ++i) {
+    if (i > part) bytes += parts_[i].trained / slices * 4;
+    // Nothing is sent before the last micro-batch: until then whole sums wait.
+    if (i <= part && accumulates) bytes += parts_[i].trained * 4;
+  }
+  return bytes;
+}
+
+// A part and the next one, which is gathered meanwhile; Gloo receives it in a buffer of its own.
 int64_t StageEstimate::gathered_bytes() const {
   if (division_.slices() == 1) return 0;
+  const int64_t copies = division_.staged ? 2 : 1;
   int64_t most = 0;
-  for (size_t i = 0; i + 1 < parts_.size(); ++i) most = std::max(most, needed_by(i) + needed_by(i + 1));
+  for (size_t i = 0; i + 1 < parts_.size(); ++i) most = std::max(most, needed_by(i) + needed_by(i + 1) * copies);
   return most * bytes_;
 }
 
-// The gradients of one part as backward gives them, beside the sums of the part behind it, which are on their way.
-int64_t StageEstimate::reduction_bytes() const {
+// The gradients of a part as backward gives them, beside the sums of the part behind it, which are on their way. That
+// of the head is computed though it may be frozen.
+int64_t StageEstimate::reduction_bytes(int64_t part) const {
+  const auto i = static_cast<size_t>(part);
   const int64_t whole_sums = keeps_sums() ? 0 : 4, staging = division_.staged && division_.world_size > 1 ? 4 : 0;
-  int64_t most = 0;
-  for (size_t i = 0; i < parts_.size(); ++i) {
-    const int64_t behind = i + 1 < parts_.size() ? parts_[i + 1].trained * (whole_sums + staging) : 0;
-    most = std::max({most, parts_[i].trained * bytes_ + behind, parts_[i].trained * (whole_sums + staging)});
-  }
-  return most;
+  const bool is_head = i + 1 == parts_.size();
+  const int64_t behind = is_head ? 0 : parts_[i + 1].trained * (whole_sums + staging);
+  const int64_t own = is_head ? model_.vocab_size * model_.hidden_size * 4 : parts_[i].trained * bytes_;
+  return std::max(own + behind, parts_[i].trained * (whole_sums + staging));
 }
 
 int64_t StageEstimate::activation_bytes() const {

@@ -56,7 +56,8 @@ class StageEstimate {
   int64_t needed_by(size_t part) const;
   int64_t activation_bytes() const;
   int64_t gathered_bytes() const;
-  int64_t reduction_bytes() const;
+  int64_t reduction_bytes(int64_t part) const;
+  int64_t gradient_bytes(int64_t part) const;
   bool keeps_sums() const;
 
   const Config& config_;
