@@ -20,6 +20,7 @@ int main(int argc, char** argv) {
   uniattn::add_calibrate(program);
   uniattn::add_train(program);
   uniattn::add_export(program);
+  uniattn::add_convert(program);
   uniattn::add_eval(program);
   uniattn::add_generate(program);
   uniattn::add_chat(program);

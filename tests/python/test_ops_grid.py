@@ -62,20 +62,23 @@ def test_error_is_at_most_twice_the_formulas(case):
 
 def poisoned(x):
     """x inside a larger tensor of NaN."""
-    padded = torch.full((x.shape[0] + 2, x.shape[1] + 1, x.shape[2] + 16), float("nan"), dtype=x.dtype)
+    padded = torch.full((x.shape[0] + 2, x.shape[1] + 1, x.shape[2] + 16), float("nan"), dtype=x.dtype, device=x.device)
     return padded[1:-1, :-1, 8:-8].copy_(x)
 
 
-@pytest.mark.parametrize("keep", KEEP)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "device, head_dim, dtype, keep",
+    [("cpu", 32, dtype, keep) for dtype in (torch.float32, torch.bfloat16) for keep in KEEP]
+    + [("cuda", head_dim, torch.bfloat16, False) for head_dim in (64, 96, 128, 256) if torch.cuda.is_available()],
+)
 @pytest.mark.parametrize("mask", [{}, {"window": 10}, {"causal": False}], ids=str)
-def test_what_lies_beside_the_tensors_is_not_read(keep, dtype, mask):
-    q, k, values, cu_seqlens = make_superblock([70, 3, 0, 1], 4, 2, 32, 3, dtype)
-    maps, options = [None, head_map(1, 4), None], mask | {"keep_probs": keep}
+def test_what_lies_beside_the_tensors_is_not_read(device, head_dim, dtype, keep, mask):
+    q, k, values, cu_seqlens = make_superblock([70, 3, 0, 1], 4, 2, head_dim, 3, dtype, device)
+    maps, options = [None, head_map(1, 4).to(device), None], mask | {"keep_probs": keep}
     clean = gradients(run_superblock, q, k, values, maps, cu_seqlens, **options)
     leaves = [poisoned(x).requires_grad_() for x in (q, k, *values)]
     outs = run_superblock(*leaves[:2], leaves[2:], maps, cu_seqlens, **options)
-    loss = sum((out * draw(out.shape, dtype, 50 + i)).sum() for i, out in enumerate(outs))
+    loss = sum((out * draw(out.shape, dtype, 50 + i).to(device)).sum() for i, out in enumerate(outs))
     grads = torch.autograd.grad(loss, leaves)
     for a, b in zip([*outs, *grads], [*clean[0], *clean[1]], strict=True):
         assert torch.equal(a, b)

@@ -50,7 +50,7 @@ std::vector<ChangedKey> changed_keys(const Config& before, const Config& after) 
   all.insert(new_keys.begin(), new_keys.end());
   const auto value = [](const Flat& flat, const std::string& key) {
     const auto found = flat.find(key);
-    return found == flat.end() ? "nothing" : found->second;
+    return found == flat.end() ? kNoValue : found->second;
   };
   std::vector<ChangedKey> changed;
   for (const auto& [key, unused] : all)

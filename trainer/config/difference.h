@@ -7,6 +7,8 @@
 
 namespace uniattn {
 
+inline constexpr const char* kNoValue = "nothing";  // stands for the value of a key that is not there
+
 struct ChangedKey {
   enum class Effect {
     none,      // of how the run is carried out, saved or watched: the weights stay what they would have been
@@ -14,7 +16,7 @@ struct ChangedKey {
     start,     // of model, plan or calibration: what the run starts from was made without it
   };
   std::string key;            // dotted, items of sections' lists by number
-  std::string before, after;  // YAML; "nothing" where the key is absent
+  std::string before, after;  // YAML, or kNoValue
   Effect effect;
 };
 

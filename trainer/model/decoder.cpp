@@ -103,8 +103,10 @@ Decoder Decoder::read(const TensorSource& source, const ModelConfig& config, con
   Decoder model{.config = config, .plan = plan, .embedding = {}, .final_norm = {}, .head = {}, .layers = {}};
   const std::vector<int64_t> vocab_shape{config.vocab_size, config.hidden_size};
   model.embedding = read_tensor(source, kEmbedding, vocab_shape, dtype, device);
-  for (int64_t i = 0; i < config.num_layers; ++i)
+  for (int64_t i = 0; i < config.num_layers; ++i) {
     model.layers.push_back(read_layer(source, config, plan.layers[i], i, dtype, device));
+    source.release();  // the model would be in memory twice: as it is read, and as it is in the files
+  }
   model.final_norm = read_tensor(source, kFinalNorm, {config.hidden_size}, dtype, device);
   model.head = config.tied_embeddings ? model.embedding : read_tensor(source, kHead, vocab_shape, dtype, device);
   return model;

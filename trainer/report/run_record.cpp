@@ -91,7 +91,8 @@ RunRecord read_run(const std::string& path) {
     fail_usage("`{}` has no config.yaml: give a run directory, the `run.dir` of a configuration", path);
   const Config config = load_config(run.config());
   RunRecord record{.path = path, .name = config.run.name};
-  for (const ChangedKey& key : changed_keys(Config{}, config)) record.settings[key.key] = key.after;
+  for (const ChangedKey& key : changed_keys(Config{}, config))
+    if (key.after != kNoValue) record.settings[key.key] = key.after;
   read_metrics(run.metrics(), record);
   read_calibration(run.calibration() + "/report.json", record);
   for (const json& line : read_lines(run.samples()))

@@ -131,6 +131,11 @@ void HttpServer::Routes::install(const EngineOptions& engine_options) {
   // A thread for each request that may run or wait: none of them is kept from being refused.
   const auto threads = static_cast<size_t>(engine_options.max_batch + options.max_waiting + kSpareThreads);
   http.new_task_queue = [threads] { return new httplib::ThreadPool(threads); };
+  // The library's own options would let a second server share the port without a word.
+  http.set_socket_options([](socket_t socket) {
+    const int yes = 1;
+    setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+  });
   http.set_payload_max_length(static_cast<size_t>(options.max_request_bytes));
   http.set_read_timeout(10);
   http.set_write_timeout(10);

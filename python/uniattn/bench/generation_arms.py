@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, StaticCache
 
 import uniattn
 from uniattn import _library
+
+transformers.utils.logging.disable_progress_bar()
 
 SHAPES = {  # Llamas of random weights
     "tiny": dict(hidden_size=64, intermediate_size=176, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=4, vocab_size=512),
