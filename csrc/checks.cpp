@@ -61,6 +61,12 @@ void check_row_statistic(const Tensor& x, const char* name, const Tensor& q) {
   TORCH_CHECK_VALUE(x.device() == q.device(), name, " is on ", x.device(), " but q is on ", q.device());
 }
 
+void check_tiles(const Tensor& tiles, const Tensor& q) {
+  TORCH_CHECK_VALUE(tiles.dim() == 2 && tiles.sym_size(0) == q.sym_size(1), "tiles must be [heads, elements] with the ",
+                    q.sym_size(1), " heads of q, got ", tiles.sym_sizes());
+  check_same_kind(tiles, "tiles", q, "q");
+}
+
 void check_head_map(const std::optional<Tensor>& head_map, const Tensor& q) {
   if (!head_map) return;
   TORCH_CHECK_VALUE(
@@ -77,28 +83,31 @@ void check_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Te
   check_like(v, "v", k, "k");
 }
 
-void check_attend(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens,
-                  const std::optional<Tensor>& head_map, const AttentionOptions& options) {
+void check_attend(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles, const Tensor& v,
+                  const Tensor& cu_seqlens, const std::optional<Tensor>& head_map, const AttentionOptions& options) {
   check_query_key(q, k, cu_seqlens, options);
   check_row_statistic(lse, "lse", q);
+  check_tiles(tiles, q);
   check_like(v, "v", k, "k");
   check_head_map(head_map, q);
 }
 
-void check_attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& grad_out,
-                                 const Tensor& cu_seqlens, const std::optional<Tensor>& head_map,
-                                 const AttentionOptions& options) {
+void check_attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles,
+                                 const Tensor& grad_out, const Tensor& cu_seqlens,
+                                 const std::optional<Tensor>& head_map, const AttentionOptions& options) {
   check_query_key(q, k, cu_seqlens, options);
   check_row_statistic(lse, "lse", q);
+  check_tiles(tiles, q);
   check_like(grad_out, "grad_out", q, "q");
   check_head_map(head_map, q);
 }
 
-void check_superblock(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& cu_seqlens,
-                      at::TensorList grad_out, at::TensorList v, at::TensorList delta,
+void check_superblock(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles,
+                      const Tensor& cu_seqlens, at::TensorList grad_out, at::TensorList v, at::TensorList delta,
                       const c10::List<std::optional<Tensor>>& head_map, const AttentionOptions& options) {
   check_query_key(q, k, cu_seqlens, options);
   check_row_statistic(lse, "lse", q);
+  check_tiles(tiles, q);
   const size_t layers = grad_out.size();
   TORCH_CHECK_VALUE(layers > 0 && v.size() == layers && delta.size() == layers && head_map.size() == layers,
                     "grad_out, v, delta and head_map must have one entry per layer, got ", layers, ", ", v.size(), ", ",

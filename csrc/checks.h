@@ -18,19 +18,21 @@ void check_query_key(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 void check_like(const at::Tensor& x, const char* name, const at::Tensor& like, const char* like_name);
 // `x` (lse or delta) must be [heads, tokens] of q in the accumulation dtype.
 void check_row_statistic(const at::Tensor& x, const char* name, const at::Tensor& q);
+// tiles must be [heads, anything] of q in its dtype; probs_tiles.h tells whether they hold P.
+void check_tiles(const at::Tensor& tiles, const at::Tensor& q);
 // head_map must be int64 [heads] of q on its device.
 void check_head_map(const std::optional<at::Tensor>& head_map, const at::Tensor& q);
 // The arguments of the attention operators, metadata only.
 void check_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& cu_seqlens,
                      const AttentionOptions& options);
-void check_attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& lse, const at::Tensor& v,
-                  const at::Tensor& cu_seqlens, const std::optional<at::Tensor>& head_map,
+void check_attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& lse, const at::Tensor& tiles,
+                  const at::Tensor& v, const at::Tensor& cu_seqlens, const std::optional<at::Tensor>& head_map,
                   const AttentionOptions& options);
 void check_attend_backward_value(const at::Tensor& q, const at::Tensor& k, const at::Tensor& lse,
-                                 const at::Tensor& grad_out, const at::Tensor& cu_seqlens,
+                                 const at::Tensor& tiles, const at::Tensor& grad_out, const at::Tensor& cu_seqlens,
                                  const std::optional<at::Tensor>& head_map, const AttentionOptions& options);
-void check_superblock(const at::Tensor& q, const at::Tensor& k, const at::Tensor& lse, const at::Tensor& cu_seqlens,
-                      at::TensorList grad_out, at::TensorList v, at::TensorList delta,
+void check_superblock(const at::Tensor& q, const at::Tensor& k, const at::Tensor& lse, const at::Tensor& tiles,
+                      const at::Tensor& cu_seqlens, at::TensorList grad_out, at::TensorList v, at::TensorList delta,
                       const c10::List<std::optional<at::Tensor>>& head_map, const AttentionOptions& options);
 // Every leader head in head_map must be in [0, heads); reads the values.
 void check_head_map_values(const std::optional<at::Tensor>& head_map, int64_t heads);

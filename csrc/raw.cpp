@@ -8,37 +8,38 @@ using TwoTensors = std::tuple<Tensor, Tensor>;
 using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
 using Scale = std::optional<double>;
 
-TwoTensors attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-                             const AttentionOptions& o) {
-  static const auto op = find_operator<TwoTensors(const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool,
-                                                  int64_t, double, Scale)>("uniattn::attention_forward");
-  return op.call(q, k, v, cu_seqlens, o.causal, o.window, o.softcap, o.scale);
+ThreeTensors attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+                               const AttentionOptions& o, bool keep_probs) {
+  static const auto op = find_operator<ThreeTensors(const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool,
+                                                    int64_t, double, Scale, bool)>("uniattn::attention_forward");
+  return op.call(q, k, v, cu_seqlens, o.causal, o.window, o.softcap, o.scale, keep_probs);
 }
 
-Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens,
-                      const OptionalTensor& head_map, const AttentionOptions& o) {
+Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles, const Tensor& v,
+                      const Tensor& cu_seqlens, const OptionalTensor& head_map, const AttentionOptions& o) {
   static const auto op =
-      find_operator<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+      find_operator<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                            const OptionalTensor&, bool, int64_t, double, Scale)>("uniattn::attend_forward");
-  return op.call(q, k, lse, v, cu_seqlens, head_map, o.causal, o.window, o.softcap, o.scale);
+  return op.call(q, k, lse, tiles, v, cu_seqlens, head_map, o.causal, o.window, o.softcap, o.scale);
 }
 
-Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& grad_out,
-                             const Tensor& cu_seqlens, const OptionalTensor& head_map, const AttentionOptions& o) {
+Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles,
+                             const Tensor& grad_out, const Tensor& cu_seqlens, const OptionalTensor& head_map,
+                             const AttentionOptions& o) {
   static const auto op =
-      find_operator<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+      find_operator<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                            const OptionalTensor&, bool, int64_t, double, Scale)>("uniattn::attend_backward_value");
-  return op.call(q, k, lse, grad_out, cu_seqlens, head_map, o.causal, o.window, o.softcap, o.scale);
+  return op.call(q, k, lse, tiles, grad_out, cu_seqlens, head_map, o.causal, o.window, o.softcap, o.scale);
 }
 
-ThreeTensors superblock_backward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& cu_seqlens,
-                                 const std::vector<Tensor>& grad_out, const std::vector<Tensor>& v,
-                                 const std::vector<Tensor>& delta, const c10::List<OptionalTensor>& head_map,
-                                 const AttentionOptions& o) {
+ThreeTensors superblock_backward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles,
+                                 const Tensor& cu_seqlens, const std::vector<Tensor>& grad_out,
+                                 const std::vector<Tensor>& v, const std::vector<Tensor>& delta,
+                                 const c10::List<OptionalTensor>& head_map, const AttentionOptions& o) {
   static const auto op = find_operator<ThreeTensors(
-      const Tensor&, const Tensor&, const Tensor&, const Tensor&, at::TensorList, at::TensorList, at::TensorList,
-      const c10::List<OptionalTensor>&, bool, int64_t, double, Scale)>("uniattn::superblock_backward");
-  return op.call(q, k, lse, cu_seqlens, grad_out, v, delta, head_map, o.causal, o.window, o.softcap, o.scale);
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, at::TensorList, at::TensorList,
+      at::TensorList, const c10::List<OptionalTensor>&, bool, int64_t, double, Scale)>("uniattn::superblock_backward");
+  return op.call(q, k, lse, tiles, cu_seqlens, grad_out, v, delta, head_map, o.causal, o.window, o.softcap, o.scale);
 }
 
 Tensor attention_delta(const Tensor& grad_out, const Tensor& out) {

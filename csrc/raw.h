@@ -14,14 +14,17 @@ namespace uniattn::raw {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                             const Tensor& cu_seqlens, const AttentionOptions& options);
-Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens,
-                      const OptionalTensor& head_map, const AttentionOptions& options);
-Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& grad_out,
-                             const Tensor& cu_seqlens, const OptionalTensor& head_map, const AttentionOptions& options);
+std::tuple<Tensor, Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                     const Tensor& cu_seqlens, const AttentionOptions& options,
+                                                     bool keep_probs);
+Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles, const Tensor& v,
+                      const Tensor& cu_seqlens, const OptionalTensor& head_map, const AttentionOptions& options);
+Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles,
+                             const Tensor& grad_out, const Tensor& cu_seqlens, const OptionalTensor& head_map,
+                             const AttentionOptions& options);
 std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Tensor& k, const Tensor& lse,
-                                                       const Tensor& cu_seqlens, const std::vector<Tensor>& grad_out,
+                                                       const Tensor& tiles, const Tensor& cu_seqlens,
+                                                       const std::vector<Tensor>& grad_out,
                                                        const std::vector<Tensor>& v, const std::vector<Tensor>& delta,
                                                        const c10::List<OptionalTensor>& head_map,
                                                        const AttentionOptions& options);

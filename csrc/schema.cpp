@@ -2,7 +2,8 @@
 //
 // Shapes: q, out [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; lse, delta [heads, tokens] float32
 // (float64 for float64 input); cu_seqlens int32 [sequences + 1]; head_map int64 [heads], the leader head that each of
-// the follower's query heads reads. scale defaults to head_dim^-1/2; window and softcap are off at 0.
+// the follower's query heads reads. scale defaults to head_dim^-1/2; window and softcap are off at 0. tiles is P itself
+// where it is kept (probs_tiles.h), and [heads, 0] where it is rebuilt from q, k and lse.
 #include <torch/library.h>
 
 #define UNIATTN_SIGHT "int window=0, float softcap=0., float? scale=None"
@@ -10,10 +11,13 @@
 
 TORCH_LIBRARY(uniattn, m) {
   // Differentiable. `attention` returns three gradient handles per follower, in the order that `attend` takes them.
+  // keep_probs None keeps P where its tiles take at most probs_budget bytes.
   m.def("attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int followers=0, " UNIATTN_MASK
-        ") -> (Tensor out, Tensor lse, Tensor[] handles)");
+        ", bool? keep_probs=None, int probs_budget=268435456) -> (Tensor out, Tensor lse, Tensor tiles, Tensor[] "
+        "handles)");
   m.def(
-      "attend(Tensor q, Tensor k, Tensor lse, Tensor v, Tensor cu_seqlens, Tensor handle_out, Tensor handle_value, "
+      "attend(Tensor q, Tensor k, Tensor lse, Tensor tiles, Tensor v, Tensor cu_seqlens, Tensor handle_out, Tensor "
+      "handle_value, "
       "Tensor handle_delta, Tensor? head_map=None, " UNIATTN_MASK ") -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps, bool unit_offset=False) -> Tensor");
   m.def("rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor");
@@ -25,20 +29,20 @@ TORCH_LIBRARY(uniattn, m) {
 
   // Raw: what the differentiable operators call below autograd.
   m.def("attention_forward(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, " UNIATTN_MASK
-        ") -> (Tensor out, Tensor lse)");
+        ", bool keep_probs=False) -> (Tensor out, Tensor lse, Tensor tiles)");
   m.def(
-      "attend_forward(Tensor q, Tensor k, Tensor lse, Tensor v, Tensor cu_seqlens, Tensor? head_map=None, " UNIATTN_MASK
-      ") -> Tensor");
+      "attend_forward(Tensor q, Tensor k, Tensor lse, Tensor tiles, Tensor v, Tensor cu_seqlens, Tensor? "
+      "head_map=None, " UNIATTN_MASK ") -> Tensor");
   // dV = P^T dO of one follower.
   m.def(
-      "attend_backward_value(Tensor q, Tensor k, Tensor lse, Tensor grad_out, Tensor cu_seqlens, Tensor? "
+      "attend_backward_value(Tensor q, Tensor k, Tensor lse, Tensor tiles, Tensor grad_out, Tensor cu_seqlens, Tensor? "
       "head_map=None, " UNIATTN_MASK ") -> Tensor");
   // The gradients of a whole superblock with respect to the leader's q, k and v, in one pass over P. The lists hold one
   // entry per layer, the leader (whose head map is None) first; delta is on each layer's own query heads.
   m.def(
-      "superblock_backward(Tensor q, Tensor k, Tensor lse, Tensor cu_seqlens, Tensor[] grad_out, Tensor[] v, Tensor[] "
-      "delta, "
-      "Tensor?[] head_map, " UNIATTN_MASK ") -> (Tensor dq, Tensor dk, Tensor dv)");
+      "superblock_backward(Tensor q, Tensor k, Tensor lse, Tensor tiles, Tensor cu_seqlens, Tensor[] grad_out, "
+      "Tensor[] "
+      "v, Tensor[] delta, Tensor?[] head_map, " UNIATTN_MASK ") -> (Tensor dq, Tensor dk, Tensor dv)");
   // delta = rowsum(grad_out * out) -> [heads, tokens].
   m.def("attention_delta(Tensor grad_out, Tensor out) -> Tensor");
   m.def("rms_norm_forward(Tensor x, Tensor weight, float eps, bool unit_offset) -> (Tensor y, Tensor rstd)");

@@ -1,13 +1,16 @@
-#include <c10/util/Exception.h>
-
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <exception>
 
 #include "commands/commands.h"
+#include "parallel/process_group.h"
 #include "support/error.h"
 #include "support/log.h"
 
 int main(int argc, char** argv) {
+  // oneDNN keeps compiled code for each shape of a product, half a megabyte each, and packed rows come in many lengths:
+  // its default of 1,024 takes as much memory as a small model. A step needs a few dozen.
+  setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128", /*overwrite=*/0);
   CLI::App program(
       "uniattn: post-train a language model so that neighbouring layers share one softmax attention pattern.");
   program.require_subcommand(1);
@@ -17,6 +20,7 @@ int main(int argc, char** argv) {
   uniattn::add_calibrate(program);
   uniattn::add_train(program);
   uniattn::add_export(program);
+  uniattn::add_convert(program);
   uniattn::add_eval(program);
   uniattn::add_generate(program);
   uniattn::add_chat(program);
@@ -32,13 +36,10 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return program.exit(error) == 0 ? 0 : 2;
   } catch (const uniattn::UsageError& error) {
-    uniattn::log::error(error.what());
+    uniattn::log::error(uniattn::last_words(error));
     return 2;
-  } catch (const c10::Error& error) {
-    uniattn::log::error(error.what_without_backtrace());
-    return 1;
   } catch (const std::exception& error) {
-    uniattn::log::error(error.what());
+    uniattn::log::error(uniattn::last_words(error));
     return 1;
   }
 }

@@ -12,7 +12,7 @@ namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-using AttentionOutputs = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
+using AttentionOutputs = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 // The kernels of one device type.
 template <at::DeviceType device>
@@ -29,17 +29,18 @@ struct Autocast {
 
   static AttentionOutputs attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
                                     int64_t followers, bool causal, int64_t window, double softcap,
-                                    std::optional<double> scale) {
+                                    std::optional<double> scale, std::optional<bool> keep_probs, int64_t probs_budget) {
     static const auto op = find_operator<decltype(attention)>("uniattn::attention");
-    return call(op, cast(q), cast(k), cast(v), cu_seqlens, followers, causal, window, softcap, scale);
+    return call(op, cast(q), cast(k), cast(v), cu_seqlens, followers, causal, window, softcap, scale, keep_probs,
+                probs_budget);
   }
 
-  static Tensor attend(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens,
-                       const Tensor& handle_out, const Tensor& handle_value, const Tensor& handle_delta,
-                       const OptionalTensor& head_map, bool causal, int64_t window, double softcap,
-                       std::optional<double> scale) {
+  static Tensor attend(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles, const Tensor& v,
+                       const Tensor& cu_seqlens, const Tensor& handle_out, const Tensor& handle_value,
+                       const Tensor& handle_delta, const OptionalTensor& head_map, bool causal, int64_t window,
+                       double softcap, std::optional<double> scale) {
     static const auto op = find_operator<decltype(attend)>("uniattn::attend");
-    return call(op, cast(q), cast(k), lse, cast(v), cu_seqlens, handle_out, handle_value, handle_delta, head_map,
+    return call(op, cast(q), cast(k), lse, tiles, cast(v), cu_seqlens, handle_out, handle_value, handle_delta, head_map,
                 causal, window, softcap, scale);
   }
 

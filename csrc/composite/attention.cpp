@@ -1,5 +1,5 @@
 // Attention out of ATen calls, for any device and dtype: blocks of query rows against the keys they can see, so memory
-// is linear in tokens. The hand-written kernels fall back to it and are tested against it.
+// is linear in tokens, unless P is kept. The hand-written kernels fall back to it and are tested against it.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -7,40 +7,47 @@
 
 #include "checks.h"
 #include "composite/composite.h"
+#include "probs_tiles.h"
 
 namespace uniattn::composite {
 namespace {
 
 constexpr int64_t kBlockRows = 256;
 
-// Query rows [row, row + rows) of a sequence and the keys [key, key + keys) that one of them sees.
+// Query rows [row, row + rows) of a sequence and the keys [key, key + keys) that one of them sees. A kept block of P is
+// tiles[:, tile : tile + rows * keys].
 struct Block {
-  int64_t row, rows, key, keys;
+  int64_t row, rows, key, keys, tile;
 };
-
-std::vector<Block> blocks(const Tensor& cu_seqlens, int64_t tokens, const AttentionOptions& options) {
-  const std::vector<int64_t> bounds = check_sequences(cu_seqlens, tokens);
-  std::vector<Block> result;
-  for (size_t s = 0; s + 1 < bounds.size(); ++s) {
-    for (int64_t row = bounds[s]; row < bounds[s + 1]; row += kBlockRows) {
-      const int64_t row_end = std::min(row + kBlockRows, bounds[s + 1]);
-      const int64_t key = options.window > 0 ? std::max(bounds[s], row - options.window + 1) : bounds[s];
-      const int64_t key_end = options.causal ? row_end : bounds[s + 1];
-      result.push_back({row, row_end - row, key, key_end - key});
-    }
-  }
-  return result;
-}
 
 // The leader's pattern, block by block, in the accumulation dtype.
 class Pattern {
  public:
-  Pattern(const Tensor& q, const Tensor& k, const AttentionOptions& options)
+  Pattern(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles, const Tensor& cu_seqlens,
+          const AttentionOptions& options)
       : q_(q),
         k_(k),
+        lse_(lse),
+        tiles_(tiles),
         options_(options),
         scale_(resolved_scale(options, q.size(2))),
-        type_(accumulation_type(q.scalar_type())) {}
+        type_(accumulation_type(q.scalar_type())),
+        kept_(holds_probs(tiles, q, options)) {
+    const std::vector<int64_t> bounds = check_sequences(cu_seqlens, q.size(0));
+    const int64_t block_rows = kept_ ? kTileRows : kBlockRows;
+    int64_t tile = 0;
+    for (size_t s = 0; s + 1 < bounds.size(); ++s) {
+      for (int64_t row = bounds[s]; row < bounds[s + 1]; row += block_rows) {
+        const int64_t row_end = std::min(row + block_rows, bounds[s + 1]);
+        const int64_t key = options.window > 0 ? std::max(bounds[s], row - options.window + 1) : bounds[s];
+        const int64_t key_end = options.causal ? row_end : bounds[s + 1];
+        blocks_.push_back({row, row_end - row, key, key_end - key, tile});
+        tile += (row_end - row) * (key_end - key);
+      }
+    }
+  }
+
+  const std::vector<Block>& blocks() const { return blocks_; }
 
   // x[begin : begin + count] as [heads, count, head_dim].
   Tensor slice(const Tensor& x, int64_t begin, int64_t count) const {
@@ -58,9 +65,15 @@ class Pattern {
     if (options_.softcap > 0) s.div_(options_.softcap).tanh_().mul_(options_.softcap);
     return s;
   }
-  // P = exp(scores - lse), 0 where masked.
-  Tensor probs(const Tensor& scores, const Tensor& lse, const Block& b) const {
-    Tensor p = (scores - lse.narrow(1, b.row, b.rows).unsqueeze(2)).exp_();
+  // P as it is kept: [heads, rows, keys].
+  Tensor kept(const Block& b) const {
+    return tiles_.narrow(1, b.tile, b.rows * b.keys).view({heads(), b.rows, b.keys});
+  }
+  // P as it is kept, or exp(scores - lse), 0 where masked.
+  Tensor probs(const Block& b) const { return kept_ ? kept(b).to(type_) : probs(b, scores(b)); }
+  Tensor probs(const Block& b, const Tensor& scores) const {
+    if (kept_) return kept(b).to(type_);
+    Tensor p = (scores - lse_.narrow(1, b.row, b.rows).unsqueeze(2)).exp_();
     return mask(p, b, 0);
   }
   // Fills the invisible pairs of x [heads, rows, keys] in place.
@@ -83,13 +96,16 @@ class Pattern {
   int64_t kv_heads() const { return k_.size(1); }
   double scale() const { return scale_; }
   double softcap() const { return options_.softcap; }
+  bool keeps() const { return kept_; }
   Tensor key_accumulator() const { return at::zeros({kv_heads(), tokens(), q_.size(2)}, q_.options().dtype(type_)); }
 
  private:
-  const Tensor &q_, &k_;
+  const Tensor &q_, &k_, &lse_, &tiles_;
   AttentionOptions options_;
   double scale_;
   at::ScalarType type_;
+  bool kept_;
+  std::vector<Block> blocks_;
 };
 
 Tensor mapped(const Tensor& p, const OptionalTensor& head_map) {
@@ -103,48 +119,51 @@ Tensor as_key(const Tensor& accumulated, const Tensor& k) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                             const Tensor& cu_seqlens, bool causal, int64_t window, double softcap,
-                                             std::optional<double> scale) {
+std::tuple<Tensor, Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                     const Tensor& cu_seqlens, bool causal, int64_t window,
+                                                     double softcap, std::optional<double> scale, bool keep_probs) {
   const AttentionOptions options{causal, window, softcap, scale};
   check_attention(q, k, v, cu_seqlens, options);
-  const Pattern pattern(q, k, options);
+  const Tensor tiles = empty_tiles(q, options, keep_probs);
   Tensor out = at::empty(q.sizes(), q.options());
   Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(accumulation_type(q.scalar_type())));
-  for (const Block& b : blocks(cu_seqlens, q.size(0), options)) {
+  const Pattern pattern(q, k, lse, tiles, cu_seqlens, options);
+  for (const Block& b : pattern.blocks()) {
     Tensor s = pattern.scores(b);
     pattern.mask(s, b, -std::numeric_limits<double>::infinity());
     const Tensor block_lse = s.logsumexp(2);
     lse.narrow(1, b.row, b.rows).copy_(block_lse);
-    pattern.write_output(s.sub_(block_lse.unsqueeze(2)).exp_(), v, b, out);
+    const Tensor p = s.sub_(block_lse.unsqueeze(2)).exp_();
+    if (pattern.keeps()) pattern.kept(b).copy_(p);
+    pattern.write_output(p, v, b, out);
   }
-  return {out, lse};
+  return {out, lse, tiles};
 }
 
-Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens,
-                      const OptionalTensor& head_map, bool causal, int64_t window, double softcap,
-                      std::optional<double> scale) {
+Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles, const Tensor& v,
+                      const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
+                      double softcap, std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
-  check_attend(q, k, lse, v, cu_seqlens, head_map, options);
+  check_attend(q, k, lse, tiles, v, cu_seqlens, head_map, options);
   check_head_map_values(head_map, q.size(1));
-  const Pattern pattern(q, k, options);
+  const Pattern pattern(q, k, lse, tiles, cu_seqlens, options);
   Tensor out = at::empty(q.sizes(), q.options());
-  for (const Block& b : blocks(cu_seqlens, q.size(0), options)) {
-    pattern.write_output(mapped(pattern.probs(pattern.scores(b), lse, b), head_map), v, b, out);
+  for (const Block& b : pattern.blocks()) {
+    pattern.write_output(mapped(pattern.probs(b), head_map), v, b, out);
   }
   return out;
 }
 
-Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& grad_out,
-                             const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
-                             double softcap, std::optional<double> scale) {
+Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles,
+                             const Tensor& grad_out, const Tensor& cu_seqlens, const OptionalTensor& head_map,
+                             bool causal, int64_t window, double softcap, std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
-  check_attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, options);
+  check_attend_backward_value(q, k, lse, tiles, grad_out, cu_seqlens, head_map, options);
   check_head_map_values(head_map, q.size(1));
-  const Pattern pattern(q, k, options);
+  const Pattern pattern(q, k, lse, tiles, cu_seqlens, options);
   Tensor dv = pattern.key_accumulator();
-  for (const Block& b : blocks(cu_seqlens, q.size(0), options)) {
-    const Tensor p = pattern.group(mapped(pattern.probs(pattern.scores(b), lse, b), head_map));
+  for (const Block& b : pattern.blocks()) {
+    const Tensor p = pattern.group(mapped(pattern.probs(b), head_map));
     dv.narrow(1, b.key, b.keys).baddbmm_(p.transpose(1, 2), pattern.grouped(grad_out, b.row, b.rows));
   }
   return as_key(dv, k);
@@ -170,19 +189,20 @@ Tensor grad_probs(const Pattern& pattern, const Block& b, at::TensorList grad_ou
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Tensor& k, const Tensor& lse,
-                                                       const Tensor& cu_seqlens, at::TensorList grad_out,
-                                                       at::TensorList v, at::TensorList delta,
+                                                       const Tensor& tiles, const Tensor& cu_seqlens,
+                                                       at::TensorList grad_out, at::TensorList v, at::TensorList delta,
                                                        const c10::List<OptionalTensor>& head_map, bool causal,
                                                        int64_t window, double softcap, std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
-  check_superblock(q, k, lse, cu_seqlens, grad_out, v, delta, head_map, options);
+  check_superblock(q, k, lse, tiles, cu_seqlens, grad_out, v, delta, head_map, options);
   for (size_t i = 0; i < head_map.size(); ++i) check_head_map_values(head_map.get(i), q.size(1));
-  const Pattern pattern(q, k, options);
+  const Pattern pattern(q, k, lse, tiles, cu_seqlens, options);
   Tensor dq = at::empty(q.sizes(), q.options());
   Tensor dk = pattern.key_accumulator(), dv = pattern.key_accumulator();
-  for (const Block& b : blocks(cu_seqlens, q.size(0), options)) {
-    const Tensor s = pattern.scores(b);
-    const Tensor p = pattern.probs(s, lse, b);
+  for (const Block& b : pattern.blocks()) {
+    // The soft-cap's derivative is a function of the scores.
+    const Tensor s = pattern.keeps() && softcap == 0 ? Tensor() : pattern.scores(b);
+    const Tensor p = pattern.probs(b, s);
     dv.narrow(1, b.key, b.keys).baddbmm_(pattern.group(p).transpose(1, 2), pattern.grouped(grad_out[0], b.row, b.rows));
     Tensor ds = grad_probs(pattern, b, grad_out, v, delta, head_map).mul_(p).mul_(pattern.scale());
     if (softcap > 0) ds.mul_(1 - (s / softcap).square_());

@@ -13,18 +13,18 @@ namespace uniattn::composite {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                             const Tensor& cu_seqlens, bool causal, int64_t window, double softcap,
-                                             std::optional<double> scale);
-Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens,
-                      const OptionalTensor& head_map, bool causal, int64_t window, double softcap,
-                      std::optional<double> scale);
-Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& grad_out,
-                             const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
-                             double softcap, std::optional<double> scale);
+std::tuple<Tensor, Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                     const Tensor& cu_seqlens, bool causal, int64_t window,
+                                                     double softcap, std::optional<double> scale, bool keep_probs);
+Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles, const Tensor& v,
+                      const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
+                      double softcap, std::optional<double> scale);
+Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles,
+                             const Tensor& grad_out, const Tensor& cu_seqlens, const OptionalTensor& head_map,
+                             bool causal, int64_t window, double softcap, std::optional<double> scale);
 std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Tensor& k, const Tensor& lse,
-                                                       const Tensor& cu_seqlens, at::TensorList grad_out,
-                                                       at::TensorList v, at::TensorList delta,
+                                                       const Tensor& tiles, const Tensor& cu_seqlens,
+                                                       at::TensorList grad_out, at::TensorList v, at::TensorList delta,
                                                        const c10::List<OptionalTensor>& head_map, bool causal,
                                                        int64_t window, double softcap, std::optional<double> scale);
 Tensor attention_delta(const Tensor& grad_out, const Tensor& out);

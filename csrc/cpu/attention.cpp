@@ -17,88 +17,104 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Calls kernel(args) for every head and tile of queries. `lse` is written or read by the kernel.
-Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& lse, const Tensor& cu_seqlens,
-               const OptionalTensor& head_map, const AttentionOptions& options, void (*kernel)(const ForwardArgs&)) {
-  const Tiling tiling(check_sequences(cu_seqlens, q.size(0)));
+enum class Role { kLeader, kFollower };
+
+// The leader writes lse, and tiles where they hold P; a follower reads them.
+Tensor forward(Role role, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& lse, const Tensor& tiles,
+               const Tensor& cu_seqlens, const OptionalTensor& head_map, const AttentionOptions& options) {
+  const Tiling tiling(check_sequences(cu_seqlens, q.size(0)), options);
   const Heads heads(q, k, head_map);
-  const Packed q_rows(q, tiling, Packing::kRows), k_columns(k, tiling, Packing::kColumns);
-  const Packed v_paired(v, tiling, Packing::kPaired);
+  const bool kept = holds_probs(tiles, q, options), read = kept && role == Role::kFollower;
+  Packer packer(tiling);
+  const Packed q_rows = packer.copy_if(!read, q, Packing::kRows);
+  const Packed k_columns = packer.copy_if(!read, k, Packing::kColumns);
+  const Packed v_paired = packer.copy(v, Packing::kPaired);
+  packer.run();
+  const auto kernel = role == Role::kLeader ? kernels().leader_forward : kernels().follower_forward;
   const AttentionShape shape = attention_shape(tiling, q, options);
   Tensor out = at::empty(q.sizes(), q.options());
-  const int64_t tiles = static_cast<int64_t>(tiling.tiles.size());
-  for_each_item(heads.count * tiles, forward_scratch(shape.head_dim), [&](int64_t item, float* scratch) {
-    // Late tiles see most keys: they come first, so that no thread is left with one at the end.
-    const int64_t tile = tiles - 1 - item / heads.count, head = item % heads.count, leader = heads.leader(head);
-    kernel({shape, tile, tiling.keys_of(tile, options), q_rows.head(leader), k_columns.head(heads.group_of(leader)),
-            v_paired.head(heads.group_of(head)), lse.data_ptr<float>() + leader * lse.stride(0), head_data(out, head),
-            out.stride(0), scratch});
+  const int64_t count = static_cast<int64_t>(tiling.tiles.size());
+  const int64_t floats = forward_scratch(shape.head_dim, kept && !read ? tiling.most_key_tiles : 0);
+  for_each_item(heads.count * count, floats, [&](int64_t item, float* scratch) {
+    // Head by head, whose keys and values then stay in the cache. Late tiles see most keys: they come first, so that no
+    // thread is left with one at the end.
+    const int64_t tile = count - 1 - item % count, head = item / count, leader = heads.leader(head);
+    kernel({shape, tile, tiling.keys_of(tile), q_rows.head(leader), k_columns.head(heads.group_of(leader)),
+            v_paired.head(heads.group_of(head)), lse.data_ptr<float>() + leader * lse.stride(0),
+            kept_probs(tiles, leader), head_data(out, head), out.stride(0), scratch});
   });
   return out;
 }
 
-std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                             const Tensor& cu_seqlens, bool causal, int64_t window, double softcap,
-                                             std::optional<double> scale) {
+std::tuple<Tensor, Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                     const Tensor& cu_seqlens, bool causal, int64_t window,
+                                                     double softcap, std::optional<double> scale, bool keep_probs) {
   const AttentionOptions options{causal, window, softcap, scale};
   check_attention(q, k, v, cu_seqlens, options);
   if (takes_widened(q)) {
-    const auto [out, lse] = attention_forward(widen(q), widen(k), widen(v), cu_seqlens, causal, window, softcap,
-                                              resolved_scale(options, q.size(2)));
-    return {narrow_to(out, q), lse};
+    const auto [out, lse, tiles] = attention_forward(widen(q), widen(k), widen(v), cu_seqlens, causal, window, softcap,
+                                                     resolved_scale(options, q.size(2)), keep_probs);
+    return {narrow_to(out, q), lse, tiles};
   }
-  if (!takes(q)) return composite::attention_forward(q, k, v, cu_seqlens, causal, window, softcap, scale);
+  if (!takes(q)) return composite::attention_forward(q, k, v, cu_seqlens, causal, window, softcap, scale, keep_probs);
   const Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
-  return {forward(q, k, v, lse, cu_seqlens, std::nullopt, options, kernels().leader_forward), lse};
+  const Tensor tiles = empty_tiles(q, options, keep_probs);
+  return {forward(Role::kLeader, q, k, v, lse, tiles, cu_seqlens, std::nullopt, options), lse, tiles};
 }
 
-Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens,
-                      const OptionalTensor& head_map, bool causal, int64_t window, double softcap,
-                      std::optional<double> scale) {
+Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles, const Tensor& v,
+                      const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
+                      double softcap, std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
-  check_attend(q, k, lse, v, cu_seqlens, head_map, options);
+  check_attend(q, k, lse, tiles, v, cu_seqlens, head_map, options);
   if (takes_widened(q)) {
-    return narrow_to(attend_forward(widen(q), widen(k), lse, widen(v), cu_seqlens, head_map, causal, window, softcap,
-                                    resolved_scale(options, q.size(2))),
+    return narrow_to(attend_forward(widen(q), widen(k), lse, tiles, widen(v), cu_seqlens, head_map, causal, window,
+                                    softcap, resolved_scale(options, q.size(2))),
                      q);
   }
-  if (!takes(q)) return composite::attend_forward(q, k, lse, v, cu_seqlens, head_map, causal, window, softcap, scale);
-  return forward(q, k, v, lse.contiguous(), cu_seqlens, head_map, options, kernels().follower_forward);
+  if (!takes(q))
+    return composite::attend_forward(q, k, lse, tiles, v, cu_seqlens, head_map, causal, window, softcap, scale);
+  return forward(Role::kFollower, q, k, v, lse.contiguous(), tiles, cu_seqlens, head_map, options);
 }
 
-Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& grad_out,
-                             const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
-                             double softcap, std::optional<double> scale) {
+Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles,
+                             const Tensor& grad_out, const Tensor& cu_seqlens, const OptionalTensor& head_map,
+                             bool causal, int64_t window, double softcap, std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
-  check_attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, options);
+  check_attend_backward_value(q, k, lse, tiles, grad_out, cu_seqlens, head_map, options);
   if (takes_widened(q)) {
-    return narrow_to(attend_backward_value(widen(q), widen(k), lse, widen(grad_out), cu_seqlens, head_map, causal,
-                                           window, softcap, resolved_scale(options, q.size(2))),
+    return narrow_to(attend_backward_value(widen(q), widen(k), lse, tiles, widen(grad_out), cu_seqlens, head_map,
+                                           causal, window, softcap, resolved_scale(options, q.size(2))),
                      k);
   }
   if (!takes(q)) {
-    return composite::attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, causal, window, softcap, scale);
+    return composite::attend_backward_value(q, k, lse, tiles, grad_out, cu_seqlens, head_map, causal, window, softcap,
+                                            scale);
   }
-  const Tiling tiling(check_sequences(cu_seqlens, q.size(0)));
+  const Tiling tiling(check_sequences(cu_seqlens, q.size(0)), options);
   const Heads heads(q, k, head_map);
-  const Packed q_rows(q, tiling, Packing::kRows), k_columns(k, tiling, Packing::kColumns);
-  const Packed grad_paired(grad_out, tiling, Packing::kPaired);
+  const bool kept = holds_probs(tiles, q, options);
+  Packer packer(tiling);
+  const Packed q_rows = packer.copy_if(!kept, q, Packing::kRows);
+  const Packed k_columns = packer.copy_if(!kept, k, Packing::kColumns);
+  const Packed grad_paired = packer.copy(grad_out, Packing::kPaired);
+  packer.run();
   const Tensor row_lse = lse.contiguous();
   std::vector<ValueHead> value_heads;
   for (int64_t head = 0; head < heads.count; ++head) {
     const int64_t leader = heads.leader(head);
     value_heads.push_back({q_rows.head(leader), k_columns.head(heads.group_of(leader)),
-                           row_lse.const_data_ptr<float>() + leader * row_lse.stride(0), grad_paired.head(head)});
+                           row_lse.const_data_ptr<float>() + leader * row_lse.stride(0), kept_probs(tiles, leader),
+                           grad_paired.head(head)});
   }
   Tensor dv = at::empty(k.sizes(), k.options());
+  const int64_t count = static_cast<int64_t>(tiling.tiles.size());
   const AttentionShape shape = attention_shape(tiling, q, options);
-  for_each_item(
-      heads.groups * static_cast<int64_t>(tiling.tiles.size()), value_backward_scratch(shape.head_dim),
-      [&](int64_t item, float* scratch) {
-        const int64_t tile = item / heads.groups, group = item % heads.groups;
-        kernels().value_backward({shape, tile, tiling.queries_of(tile, options), &value_heads[group * heads.per_group],
-                                  heads.per_group, head_data(dv, group), dv.stride(0), scratch});
-      });
+  for_each_item(heads.groups * count, value_backward_scratch(shape.head_dim), [&](int64_t item, float* scratch) {
+    const int64_t tile = item % count, group = item / count;
+    kernels().value_backward({shape, tile, tiling.queries_of(tile), &value_heads[group * heads.per_group],
+                              heads.per_group, head_data(dv, group), dv.stride(0), scratch});
+  });
   return dv;
 }
 

@@ -10,8 +10,11 @@
 #include "cpu/kernels.h"
 #include "cpu/tiling.h"
 #include "cpu/types.h"
+#include "probs_tiles.h"
 
 namespace uniattn::cpu {
+
+static_assert(kTile == kTileRows);
 
 struct Heads {
   int64_t count, groups, per_group;
@@ -49,6 +52,12 @@ inline at::Tensor narrow_to(const at::Tensor& x, const at::Tensor& like) {
   return x.narrow(2, 0, like.size(2)).contiguous();
 }
 
+// P of one head where holds_probs(tiles), else null.
+inline void* kept_probs(const at::Tensor& tiles, int64_t head) {
+  return tiles.size(1) == 0 ? nullptr
+                            : static_cast<char*>(tiles.data_ptr()) + head * tiles.stride(0) * tiles.element_size();
+}
+
 inline AttentionShape attention_shape(const Tiling& tiling, const at::Tensor& q, const AttentionOptions& options) {
   return {tiling.tiles.data(),
           q.size(2),
@@ -57,7 +66,7 @@ inline AttentionShape attention_shape(const Tiling& tiling, const at::Tensor& q,
           static_cast<float>(options.softcap),
           static_cast<float>(resolved_scale(options, q.size(2))),
           type_of(q),
-          Packed::type(q)};
+          Packer::type(q)};
 }
 
 }  // namespace uniattn::cpu

@@ -5,22 +5,24 @@
 #include <string>
 
 // One table per instruction set that cmake/CpuKernels.cmake builds.
-#define UNIATTN_DECLARE_KERNELS(isa)          \
-  namespace uniattn::cpu::isa {               \
-  void fill_attention(Kernels& table);        \
-  void fill_layers(Kernels& table);           \
-  void fill_cross_entropy(Kernels& table);    \
-  void fill_decode(Kernels& table);           \
-  void fill_streaming_linear(Kernels& table); \
-  static Kernels table() {                    \
-    Kernels result{};                         \
-    fill_attention(result);                   \
-    fill_layers(result);                      \
-    fill_cross_entropy(result);               \
-    fill_decode(result);                      \
-    fill_streaming_linear(result);            \
-    return result;                            \
-  }                                           \
+#define UNIATTN_DECLARE_KERNELS(isa)            \
+  namespace uniattn::cpu::isa {                 \
+  void fill_attention(Kernels& table);          \
+  void fill_attention_backward(Kernels& table); \
+  void fill_layers(Kernels& table);             \
+  void fill_cross_entropy(Kernels& table);      \
+  void fill_decode(Kernels& table);             \
+  void fill_streaming_linear(Kernels& table);   \
+  static Kernels table() {                      \
+    Kernels result{};                           \
+    fill_attention(result);                     \
+    fill_attention_backward(result);            \
+    fill_layers(result);                        \
+    fill_cross_entropy(result);                 \
+    fill_decode(result);                        \
+    fill_streaming_linear(result);              \
+    return result;                              \
+  }                                             \
   }
 
 UNIATTN_DECLARE_KERNELS(plain)

@@ -19,6 +19,9 @@ struct Tile {
   int64_t begin, count;
   int64_t sequence_begin, sequence_end;  // tokens
   int64_t offset;  // where the tile starts in a packed copy, in tokens; each is padded(count) there
+  // As queries: P of a head, where it is kept in the type of the outputs, has the block of this tile and a tile of
+  // keys, [count][padded(keys.count)], at blocks + count * keys.offset. The blocks of a tile lie one behind the other.
+  int64_t blocks;
 };
 
 // `count` rounded up to what a matrix product's columns need.
@@ -64,20 +67,23 @@ struct ForwardArgs {
   AttentionShape shape;
   int64_t tile;
   TileRange keys;
-  const void *q_rows, *k_columns, *v_paired;
+  const void *q_rows, *k_columns;  // null for a follower of a kept P
+  const void* v_paired;
   float* lse;  // [tokens] of the head: written by the leader, read by a follower
+  void* kept;  // P of the head, written by the leader, read by a follower; null: not kept
   void* out;   // the head's first token
   int64_t out_stride;
-  float* scratch;  // forward_scratch(head_dim) floats
+  float* scratch;  // forward_scratch(head_dim, tiles in keys, or 0 where the leader keeps no P) floats
 };
-static inline int64_t forward_scratch(int64_t head_dim) {
-  return kTile * (kTile + head_dim);
+static inline int64_t forward_scratch(int64_t head_dim, int64_t key_tiles) {
+  return kTile * (kTile + head_dim + kTile * key_tiles);
 }
 
 // What one query head reads of P and adds to dV.
 struct ValueHead {
-  const void *q_rows, *k_columns;
+  const void *q_rows, *k_columns;  // null where P is kept
   const float* lse;
+  const void* kept;  // P of the head; null: rebuilt
   const void* grad_out_paired;
 };
 
@@ -106,25 +112,30 @@ struct Reader {
 struct LeaderHead {
   const void *q_rows, *q_paired, *grad_out_paired;
   const float *lse, *delta;  // delta [tokens], summed over the readers
+  const void* kept;          // P of the head; null: rebuilt
   const Reader* readers;
   int64_t reader_count;
   float* dq;  // float32, packed by rows, without the scale: added to
 };
 
-// The part of a superblock's gradient that belongs to one tile of keys of one KV head.
+// The part of a superblock's gradient that belongs to a few tiles of keys of one KV head, backward_tiles(head_dim) at
+// most: what is read of a tile of queries is read once for all of them.
 struct SuperblockBackwardArgs {
   AttentionShape shape;
-  int64_t tile;
-  TileRange queries;
-  const void *k_paired, *k_columns;
+  TileRange tiles;
+  const TileRange* queries;          // of each tile
+  const void *k_paired, *k_columns;  // k_columns and the heads' q_rows: null where P is kept without soft-cap
   const LeaderHead* heads;
   int64_t head_count;
   void *dk, *dv;  // the KV head's first token
   int64_t stride;
   float* scratch;  // superblock_backward_scratch(head_dim) floats
 };
+static inline int64_t backward_tiles(int64_t head_dim) {
+  return head_dim < 256 ? 256 / head_dim : 1;  // their values, of all layers, stay in the second-level cache
+}
 static inline int64_t superblock_backward_scratch(int64_t head_dim) {
-  return kTile * (4 * kTile + 2 * head_dim);
+  return kTile * (4 * kTile + 2 * head_dim * backward_tiles(head_dim));
 }
 
 enum class Activation { kSilu, kGeluTanh };

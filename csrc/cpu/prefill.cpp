@@ -30,8 +30,8 @@ struct PrefillTiles {
   std::vector<Tile> tiles;
   std::vector<QueryTile> query_tiles;
 
-  PrefillTiles(const PrefillBounds& bounds, int64_t window)
-      : queries(bounds.queries), keys(bounds.keys), tiles(keys.tiles) {
+  PrefillTiles(const PrefillBounds& bounds, const AttentionOptions& options)
+      : queries(bounds.queries, options), keys(bounds.keys, options), tiles(keys.tiles) {
     size_t tile = 0;
     int64_t key_tiles = 0;  // of the sequences before
     for (size_t s = 0; s + 1 < bounds.queries.size(); ++s) {
@@ -42,7 +42,7 @@ struct PrefillTiles {
         Tile moved = queries.tiles[tile];
         moved.begin += shift, moved.sequence_begin = bounds.keys[s], moved.sequence_end = bounds.keys[s + 1];
         const int64_t position = moved.begin - bounds.keys[s];
-        const int64_t first = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
+        const int64_t first = options.window > 0 ? std::max<int64_t>(0, position - options.window + 1) : 0;
         query_tiles.push_back({static_cast<int64_t>(tiles.size()),
                                {key_tiles + first / kTile, key_tiles + (position + moved.count + kTile - 1) / kTile},
                                shift});
@@ -56,23 +56,26 @@ struct PrefillTiles {
 // Calls kernel(args) for every head and tile of queries; `lse` [heads, tokens] is written or read by it.
 Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& lse, const PrefillBounds& bounds,
                const OptionalTensor& head_map, const AttentionOptions& options, void (*kernel)(const ForwardArgs&)) {
-  const PrefillTiles tiles(bounds, options.window);
+  const PrefillTiles tiles(bounds, options);
   const Heads heads(q, k, head_map);
   const int64_t per_value_group = heads.count / v.size(1);
-  const Packed q_rows(q, tiles.queries, Packing::kRows), k_columns(k, tiles.keys, Packing::kColumns);
-  const Packed v_paired(v, tiles.keys, Packing::kPaired);
+  Packer queries(tiles.queries), keys(tiles.keys);
+  const Packed q_rows = queries.copy(q, Packing::kRows);
+  const Packed k_columns = keys.copy(k, Packing::kColumns), v_paired = keys.copy(v, Packing::kPaired);
+  queries.run();
+  keys.run();
   AttentionShape shape = attention_shape(tiles.keys, q, options);
   shape.tiles = tiles.tiles.data();
   Tensor out = at::empty(q.sizes(), q.options());
   const int64_t count = static_cast<int64_t>(tiles.query_tiles.size());
-  for_each_item(heads.count * count, forward_scratch(shape.head_dim), [&](int64_t item, float* scratch) {
+  for_each_item(heads.count * count, forward_scratch(shape.head_dim, 0), [&](int64_t item, float* scratch) {
     // Late tiles see most keys: they come first, so that no thread is left with one at the end.
     const QueryTile& tile = tiles.query_tiles[count - 1 - item / heads.count];
     const int64_t head = item % heads.count, leader = heads.leader(head);
     char* first = static_cast<char*>(head_data(out, head)) - tile.shift * out.stride(0) * out.element_size();
     kernel({shape, tile.tile, tile.keys, q_rows.head(leader), k_columns.head(heads.group_of(leader)),
-            v_paired.head(head / per_value_group), lse.data_ptr<float>() + leader * lse.stride(0) - tile.shift, first,
-            out.stride(0), scratch});
+            v_paired.head(head / per_value_group), lse.data_ptr<float>() + leader * lse.stride(0) - tile.shift, nullptr,
+            first, out.stride(0), scratch});
   });
   return out;
 }

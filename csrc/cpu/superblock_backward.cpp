@@ -25,22 +25,20 @@ constexpr int64_t kItems = 16, kMaxSplits = 4;
 // The layers' dO and V, packed, and for every leader head the query heads that read its pattern.
 class Readers {
  public:
-  Readers(const Tensor& q, const Tensor& k, const Tiling& tiling, at::TensorList grad_out, at::TensorList v,
+  Readers(const Tensor& q, const Tensor& k, Packer& packer, at::TensorList grad_out, at::TensorList v,
           const c10::List<OptionalTensor>& head_map)
       : readers_(q.size(1)) {
     for (size_t layer = 0; layer < grad_out.size(); ++layer) {
       const Heads heads(q, k, head_map.get(layer));
       // Packed data does not move when these vectors grow.
-      grads_.emplace_back(grad_out[layer], tiling, Packing::kRows);
-      values_.emplace_back(v[layer], tiling, Packing::kColumns);
+      grads_.push_back(packer.copy(grad_out[layer], Packing::kRows));
+      values_.push_back(packer.copy(v[layer], Packing::kColumns));
       for (int64_t head = 0; head < heads.count; ++head) {
         readers_[heads.leader(head)].push_back({grads_.back().head(head), values_.back().head(heads.group_of(head))});
       }
     }
   }
   const std::vector<Reader>& of(int64_t head) const { return readers_[head]; }
-  // The leader's own dO.
-  const Packed& leader_grad() const { return grads_.front(); }
 
  private:
   std::vector<Packed> grads_, values_;
@@ -78,28 +76,32 @@ std::vector<Tensor> widen(at::TensorList list) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Tensor& k, const Tensor& lse,
-                                                       const Tensor& cu_seqlens, at::TensorList grad_out,
-                                                       at::TensorList v, at::TensorList delta,
+                                                       const Tensor& tiles, const Tensor& cu_seqlens,
+                                                       at::TensorList grad_out, at::TensorList v, at::TensorList delta,
                                                        const c10::List<OptionalTensor>& head_map, bool causal,
                                                        int64_t window, double softcap, std::optional<double> scale) {
   const AttentionOptions options{causal, window, softcap, scale};
-  check_superblock(q, k, lse, cu_seqlens, grad_out, v, delta, head_map, options);
+  check_superblock(q, k, lse, tiles, cu_seqlens, grad_out, v, delta, head_map, options);
   if (takes_widened(q)) {
     const auto [dq, dk, dv] =
-        superblock_backward(cpu::widen(q), cpu::widen(k), lse, cu_seqlens, widen(grad_out), widen(v), delta, head_map,
-                            causal, window, softcap, resolved_scale(options, q.size(2)));
+        superblock_backward(cpu::widen(q), cpu::widen(k), lse, tiles, cu_seqlens, widen(grad_out), widen(v), delta,
+                            head_map, causal, window, softcap, resolved_scale(options, q.size(2)));
     return {narrow_to(dq, q), narrow_to(dk, k), narrow_to(dv, k)};
   }
   if (!takes(q)) {
-    return composite::superblock_backward(q, k, lse, cu_seqlens, grad_out, v, delta, head_map, causal, window, softcap,
-                                          scale);
+    return composite::superblock_backward(q, k, lse, tiles, cu_seqlens, grad_out, v, delta, head_map, causal, window,
+                                          softcap, scale);
   }
-  const Tiling tiling(check_sequences(cu_seqlens, q.size(0)));
+  const bool need_scores = !holds_probs(tiles, q, options) || softcap > 0;
+  const Tiling tiling(check_sequences(cu_seqlens, q.size(0)), options);
   const Heads heads(q, k, std::nullopt);
-  const Readers readers(q, k, tiling, grad_out, v, head_map);
-  const Packed q_rows(q, tiling, Packing::kRows), q_paired = Packed::paired(q_rows, q, tiling);
-  const Packed grad_paired = Packed::paired(readers.leader_grad(), grad_out[0], tiling);
-  const Packed k_paired(k, tiling, Packing::kPaired), k_columns(k, tiling, Packing::kColumns);
+  Packer packer(tiling);
+  const Readers readers(q, k, packer, grad_out, v, head_map);
+  const Packed q_rows = packer.copy_if(need_scores, q, Packing::kRows);
+  const Packed k_columns = packer.copy_if(need_scores, k, Packing::kColumns);
+  const Packed q_paired = packer.copy(q, Packing::kPaired), k_paired = packer.copy(k, Packing::kPaired);
+  const Packed grad_paired = packer.copy(grad_out[0], Packing::kPaired);
+  packer.run();
   const Tensor row_lse = lse.contiguous(), total_delta = leader_delta(delta, head_map);
   const std::vector<TileRange> sequences = tiling.sequences();
 
@@ -110,6 +112,7 @@ std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Te
   Tensor dq = at::zeros({splits, heads.count, tiling.size, q.size(2)}, q.options().dtype(at::kFloat));
   Tensor dk = at::empty(k.sizes(), k.options()), dv = at::empty(k.sizes(), k.options());
   const AttentionShape shape = attention_shape(tiling, q, options);
+  const int64_t step = backward_tiles(shape.head_dim);
   const auto work = [&](int64_t item, float* scratch) {
     const int64_t group = item % heads.groups, split = item / heads.groups % splits;
     const TileRange sequence = sequences[item / heads.groups / splits];
@@ -118,13 +121,25 @@ std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Te
       const int64_t row = head * row_lse.stride(0);
       leader_heads.push_back({q_rows.head(head), q_paired.head(head), grad_paired.head(head),
                               row_lse.const_data_ptr<float>() + row, total_delta.const_data_ptr<float>() + row,
-                              readers.of(head).data(), static_cast<int64_t>(readers.of(head).size()),
+                              kept_probs(tiles, head), readers.of(head).data(),
+                              static_cast<int64_t>(readers.of(head).size()),
                               dq.data_ptr<float>() + split * dq.stride(0) + head * dq.stride(1)});
     }
-    for (int64_t tile = sequence.first + split; tile < sequence.last; tile += splits) {
-      kernels().superblock_backward({shape, tile, tiling.queries_of(tile, options), k_paired.head(group),
-                                     k_columns.head(group), leader_heads.data(), heads.per_group, head_data(dk, group),
-                                     head_data(dv, group), dk.stride(0), scratch});
+    for (int64_t first = sequence.first + split * step; first < sequence.last; first += splits * step) {
+      const int64_t last = std::min(first + step, sequence.last);
+      std::vector<TileRange> queries;
+      for (int64_t tile = first; tile < last; ++tile) queries.push_back(tiling.queries_of(tile));
+      kernels().superblock_backward({shape,
+                                     {first, last},
+                                     queries.data(),
+                                     k_paired.head(group),
+                                     k_columns.head(group),
+                                     leader_heads.data(),
+                                     heads.per_group,
+                                     head_data(dk, group),
+                                     head_data(dv, group),
+                                     dk.stride(0),
+                                     scratch});
     }
   };
   for_each_item(heads.groups * splits * static_cast<int64_t>(sequences.size()),

@@ -1,7 +1,8 @@
 // The CUDA kernels of attention as operators; what they do not take goes to the composite.
 //
 // The forward operators read cu_seqlens and head_map back to check them. The backward ones get what a forward operator
-// has checked, and do not wait for the device; their kernels stay inside the tensors whatever the values are.
+// has checked, and do not wait for the device; their kernels stay inside the tensors whatever the values are. P is
+// always rebuilt: `tiles` are empty.
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -12,6 +13,7 @@
 #include "composite/composite.h"
 #include "cuda/arguments.h"
 #include "cuda/launch.h"
+#include "probs_tiles.h"
 
 namespace uniattn::cuda {
 namespace {
@@ -44,10 +46,11 @@ const int64_t* data(const OptionalTensor& head_map) {
   return head_map ? head_map->const_data_ptr<int64_t>() : nullptr;
 }
 
-std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                             const Tensor& cu_seqlens, bool causal, int64_t window, double softcap,
-                                             std::optional<double> scale) {
-  if (!takes(q)) return composite::attention_forward(q, k, v, cu_seqlens, causal, window, softcap, scale);
+std::tuple<Tensor, Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                     const Tensor& cu_seqlens, bool causal, int64_t window,
+                                                     double softcap, std::optional<double> scale, bool keep_probs) {
+  TORCH_CHECK_VALUE(!keep_probs, "keep_probs is True, but the CUDA kernels rebuild P and cannot keep it");
+  if (!takes(q)) return composite::attention_forward(q, k, v, cu_seqlens, causal, window, softcap, scale, false);
   const AttentionOptions options{causal, window, softcap, scale};
   check_attention(q, k, v, cu_seqlens, options);
   check_sequences(cu_seqlens, q.size(0));
@@ -58,15 +61,16 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, c
   C10_CUDA_CHECK(
       launch_forward({tensors.pattern, nullptr, values.const_data_ptr(), out.data_ptr(), lse.data_ptr<float>()},
                      c10::cuda::getCurrentCUDAStream()));
-  return {out, lse};
+  return {out, lse, empty_tiles(q, options, false)};
 }
 
-Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens,
-                      const OptionalTensor& head_map, bool causal, int64_t window, double softcap,
-                      std::optional<double> scale) {
-  if (!takes(q)) return composite::attend_forward(q, k, lse, v, cu_seqlens, head_map, causal, window, softcap, scale);
+Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles, const Tensor& v,
+                      const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
+                      double softcap, std::optional<double> scale) {
+  if (!takes(q))
+    return composite::attend_forward(q, k, lse, tiles, v, cu_seqlens, head_map, causal, window, softcap, scale);
   const AttentionOptions options{causal, window, softcap, scale};
-  check_attend(q, k, lse, v, cu_seqlens, head_map, options);
+  check_attend(q, k, lse, tiles, v, cu_seqlens, head_map, options);
   check_head_map_values(head_map, q.size(1));
   const c10::cuda::CUDAGuard guard(q.device());
   const PatternTensors tensors(q, k, lse, cu_seqlens, options);
@@ -77,14 +81,15 @@ Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const
   return out;
 }
 
-Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& grad_out,
-                             const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
-                             double softcap, std::optional<double> scale) {
+Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles,
+                             const Tensor& grad_out, const Tensor& cu_seqlens, const OptionalTensor& head_map,
+                             bool causal, int64_t window, double softcap, std::optional<double> scale) {
   if (!takes(q)) {
-    return composite::attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, causal, window, softcap, scale);
+    return composite::attend_backward_value(q, k, lse, tiles, grad_out, cu_seqlens, head_map, causal, window, softcap,
+                                            scale);
   }
   const AttentionOptions options{causal, window, softcap, scale};
-  check_attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, options);
+  check_attend_backward_value(q, k, lse, tiles, grad_out, cu_seqlens, head_map, options);
   const c10::cuda::CUDAGuard guard(q.device());
   const PatternTensors tensors(q, k, lse, cu_seqlens, options);
   const OptionalTensor map = contiguous(head_map);
@@ -95,16 +100,16 @@ Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse
 }
 
 std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Tensor& k, const Tensor& lse,
-                                                       const Tensor& cu_seqlens, at::TensorList grad_out,
-                                                       at::TensorList v, at::TensorList delta,
+                                                       const Tensor& tiles, const Tensor& cu_seqlens,
+                                                       at::TensorList grad_out, at::TensorList v, at::TensorList delta,
                                                        const c10::List<OptionalTensor>& head_map, bool causal,
                                                        int64_t window, double softcap, std::optional<double> scale) {
   if (!takes(q) || grad_out.size() > kMaxLayers) {
-    return composite::superblock_backward(q, k, lse, cu_seqlens, grad_out, v, delta, head_map, causal, window, softcap,
-                                          scale);
+    return composite::superblock_backward(q, k, lse, tiles, cu_seqlens, grad_out, v, delta, head_map, causal, window,
+                                          softcap, scale);
   }
   const AttentionOptions options{causal, window, softcap, scale};
-  check_superblock(q, k, lse, cu_seqlens, grad_out, v, delta, head_map, options);
+  check_superblock(q, k, lse, tiles, cu_seqlens, grad_out, v, delta, head_map, options);
   const c10::cuda::CUDAGuard guard(q.device());
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const PatternTensors tensors(q, k, lse, cu_seqlens, options);

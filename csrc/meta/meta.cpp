@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "checks.h"
+#include "probs_tiles.h"
 
 namespace uniattn::meta {
 namespace {
@@ -22,33 +23,34 @@ Tensor row_statistic(const Tensor& q) {
   return statistic(q, {q.sym_size(1), q.sym_size(0)});
 }
 
-std::tuple<Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                             const Tensor& cu_seqlens, bool causal, int64_t window, double softcap,
-                                             std::optional<double> scale) {
-  check_attention(q, k, v, cu_seqlens, {causal, window, softcap, scale});
-  return {contiguous_like(q), row_statistic(q)};
+std::tuple<Tensor, Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                     const Tensor& cu_seqlens, bool causal, int64_t window,
+                                                     double softcap, std::optional<double> scale, bool keep_probs) {
+  const AttentionOptions options{causal, window, softcap, scale};
+  check_attention(q, k, v, cu_seqlens, options);
+  return {contiguous_like(q), row_statistic(q), empty_tiles(q, options, keep_probs)};
 }
 
-Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens,
-                      const OptionalTensor& head_map, bool causal, int64_t window, double softcap,
-                      std::optional<double> scale) {
-  check_attend(q, k, lse, v, cu_seqlens, head_map, {causal, window, softcap, scale});
+Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles, const Tensor& v,
+                      const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
+                      double softcap, std::optional<double> scale) {
+  check_attend(q, k, lse, tiles, v, cu_seqlens, head_map, {causal, window, softcap, scale});
   return contiguous_like(q);
 }
 
-Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& grad_out,
-                             const Tensor& cu_seqlens, const OptionalTensor& head_map, bool causal, int64_t window,
-                             double softcap, std::optional<double> scale) {
-  check_attend_backward_value(q, k, lse, grad_out, cu_seqlens, head_map, {causal, window, softcap, scale});
+Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles,
+                             const Tensor& grad_out, const Tensor& cu_seqlens, const OptionalTensor& head_map,
+                             bool causal, int64_t window, double softcap, std::optional<double> scale) {
+  check_attend_backward_value(q, k, lse, tiles, grad_out, cu_seqlens, head_map, {causal, window, softcap, scale});
   return contiguous_like(k);
 }
 
 std::tuple<Tensor, Tensor, Tensor> superblock_backward(const Tensor& q, const Tensor& k, const Tensor& lse,
-                                                       const Tensor& cu_seqlens, at::TensorList grad_out,
-                                                       at::TensorList v, at::TensorList delta,
+                                                       const Tensor& tiles, const Tensor& cu_seqlens,
+                                                       at::TensorList grad_out, at::TensorList v, at::TensorList delta,
                                                        const c10::List<OptionalTensor>& head_map, bool causal,
                                                        int64_t window, double softcap, std::optional<double> scale) {
-  check_superblock(q, k, lse, cu_seqlens, grad_out, v, delta, head_map, {causal, window, softcap, scale});
+  check_superblock(q, k, lse, tiles, cu_seqlens, grad_out, v, delta, head_map, {causal, window, softcap, scale});
   return {contiguous_like(q), contiguous_like(k), contiguous_like(k)};
 }
 

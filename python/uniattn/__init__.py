@@ -4,8 +4,9 @@ from uniattn import _library
 
 _library.load()
 
-from uniattn.generation import Generation, Model, load  # noqa: E402 - the operators exist once the library is loaded
-from uniattn.ops import (  # noqa: E402 - the operators exist once the library is loaded
+from uniattn.convert import convert  # noqa: E402 - the operators exist once the library is loaded
+from uniattn.generation import Generation, Model, load  # noqa: E402
+from uniattn.ops import (  # noqa: E402
     Probs,
     attend,
     attention,
@@ -16,14 +17,18 @@ from uniattn.ops import (  # noqa: E402 - the operators exist once the library i
     rms_norm,
     rotary,
 )
+from uniattn.plan import LayerPlan, SharingPlan  # noqa: E402
 
 __all__ = [
     "Generation",
+    "LayerPlan",
     "Model",
     "Probs",
+    "SharingPlan",
     "attend",
     "attention",
     "compensated_output",
+    "convert",
     "gated_activation",
     "linear",
     "linear_cross_entropy",

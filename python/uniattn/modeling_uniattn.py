@@ -3,7 +3,8 @@
 Layer i of mode `share_probs` computes softmax(mask(q_l k_l^T)) v_i with its leader l's q and k, so it has no q_proj and
 k_proj and caches v alone; `share_kv` uses the leader's k and v, `linear` a linear map alone, `skip` nothing. The format
 of the directory is in docs/export-format.md of the uniattn project. Norms, MLPs and rotary embeddings are those of the
-base model's family in `transformers`.
+base model's family in `transformers`. Pure PyTorch; with the package `uniattn` installed, attn_implementation="uniattn"
+runs whole superblocks on its operators.
 """
 
 from collections import OrderedDict
@@ -27,6 +28,11 @@ try:
     from transformers.utils.output_capturing import capture_outputs
 except ImportError as error:
     raise ImportError("modeling_uniattn.py needs transformers 5.23 or newer: pip install -U transformers") from error
+
+try:  # registers its attention implementation
+    from uniattn import hf_attention as operators
+except ImportError:
+    operators = None
 
 VERSION = 1
 LAYER_KEYS = {  # what an entry of `uniattn.layers` may hold beside its mode
@@ -182,6 +188,11 @@ def rotate(x, cos, sin):
     return x * cos.unsqueeze(1) + modeling_llama.rotate_half(x) * sin.unsqueeze(1)
 
 
+def pattern_readers(layers, leader):
+    """The layers that use the attention probabilities of `leader`."""
+    return [i for i, entry in enumerate(layers) if entry["mode"] == "share_probs" and entry["leader"] == leader]
+
+
 def make_compensation(config, entry):
     """C(x): x W^T with W [D, D], or with W = up [D, r] times down [r, D]; None where the plan has none."""
     if "compensation_rank" not in entry:
@@ -206,6 +217,9 @@ class UniAttnAttention(nn.Module):
         self.softcap = getattr(config, "attn_logit_softcapping", None)
         sliding = config.layer_types[layer_idx] == "sliding_attention"
         self.sliding_window = config.sliding_window if sliding else None
+        readers = pattern_readers(config.uniattn["layers"], entry.get("leader", layer_idx))
+        self.pattern_followers = len(readers) if self.mode == "full" else 0
+        self.place = readers.index(layer_idx) if layer_idx in readers else None  # among its leader's followers
 
         size, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         keys_of = config.uniattn["layers"][entry.get("leader", layer_idx)]
@@ -225,19 +239,27 @@ class UniAttnAttention(nn.Module):
             self.o_proj = nn.Linear(heads * self.head_dim, size, bias=False)
         self.compensation = make_compensation(config, entry)
 
-    def forward(self, x, lent, position_embeddings, attention_mask, past_key_values, **kwargs):
-        """x [batch, tokens, D]; lent: the leader's (q, k, v). Returns the branch's output, P or None, q, k and v."""
+    def forward(
+        self, x, lent, patterns, position_embeddings, attention_mask, past_key_values, keep_probs="auto", **kwargs
+    ):
+        """x [batch, tokens, D]; lent: the leader's (q, k, v); patterns: what the operators left of its P, or None.
+
+        keep_probs: of the operators. Returns the branch's output, P or None, q, k, v and this layer's own patterns.
+        """
         q, k, v = self.project(x, position_embeddings)
         if past_key_values is not None:
             k, v = self.remember(x, k, v, past_key_values)
         q, k, v = (lender if own is None else own for own, lender in zip((q, k, v), lent))
-        out, weights = torch.zeros_like(x), None
+        out, weights, own_patterns = torch.zeros_like(x), None, None
         if self.mode not in ("linear", "skip"):
-            out, weights = self.attend(q, k, v, attention_mask, **kwargs)
+            if operators is not None and isinstance(attention_mask, operators.Packing):
+                out, own_patterns = operators.superblock_attention(self, q, k, v, patterns, attention_mask, keep_probs)
+            else:
+                out, weights = self.attend(q, k, v, attention_mask, **kwargs)
             out = self.o_proj(out.flatten(2))
         if self.compensation is not None:
             out = out + self.compensation(x)
-        return out, weights, q, k, v
+        return out, weights, q, k, v, own_patterns
 
     def project(self, x, position_embeddings):
         """q [batch, heads, tokens, head_dim], k and v [batch, kv_heads, tokens, head_dim]; None without a weight."""
@@ -258,11 +280,19 @@ class UniAttnAttention(nn.Module):
         kept, _ = cache.update(kept, kept[..., :0], self.layer_idx)
         return None, None if v is None else kept
 
-    def attend(self, q, k, v, attention_mask, **kwargs):
+    def spread_heads(self, q, k, v):
+        """q, k and v with heads that correspond: those that a head map chooses, keys and values grouped alike."""
         if self.spread:
             readers = self.head_map or range(q.shape[1])  # per query head, the leader's that it reads
             q, k = q[:, list(readers)], k[:, [head // self.key_groups for head in readers]]
             v = v.repeat_interleave(self.value_groups, dim=1)
+        return q, k, v
+
+    def head_index(self, device):
+        return None if self.head_map is None else torch.tensor(self.head_map, device=device)
+
+    def attend(self, q, k, v, attention_mask, **kwargs):
+        q, k, v = self.spread_heads(q, k, v)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, modeling_gemma2.eager_attention_forward
         )
@@ -283,9 +313,12 @@ class UniAttnDecoderLayer(GradientCheckpointingLayer):
         if self.post_norms:
             self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
 
-    def forward(self, h, q=None, k=None, v=None, **kwargs):
-        """h [batch, tokens, D]; q, k, v: the leader's, positional for gradient checkpointing. Returns h, q, k, v."""
-        branch, _, *own = self.self_attn(self.input_layernorm(h), (q, k, v), **kwargs)
+    def forward(self, h, q=None, k=None, v=None, patterns=None, **kwargs):
+        """h [batch, tokens, D]; the rest is the leader's, positional for gradient checkpointing. Returns all five."""
+        # Checkpointing is there to save memory: P is then made again too.
+        keep_probs = False if self.gradient_checkpointing and self.training else "auto"
+        x = self.input_layernorm(h)
+        branch, _, *own = self.self_attn(x, (q, k, v), patterns, keep_probs=keep_probs, **kwargs)
         if self.post_norms:
             h = h + self.post_attention_layernorm(branch)
             return h + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(h))), *own
@@ -360,7 +393,7 @@ class UniAttnModel(UniAttnPreTrainedModel):
                 **kwargs,
             )
             lent = {
-                l: qkv for l, qkv in (lent | {i: own}).items() if l in self.leaders[i + 1 :]
+                l: state for l, state in (lent | {i: own}).items() if l in self.leaders[i + 1 :]
             }  # until the last follower
         return BaseModelOutputWithPast(last_hidden_state=self.norm(h), past_key_values=past_key_values)
 
@@ -372,6 +405,9 @@ class UniAttnModel(UniAttnPreTrainedModel):
         """The mask of each mask type in use; the dictionary itself where generate() has prepared it."""
         if isinstance(attention_mask, dict):
             return attention_mask
+        if self.config._attn_implementation == "uniattn" and past_key_values is None:
+            packing = operators.make_packing(h, attention_mask, position_ids)
+            return dict.fromkeys(self.config.layer_types, packing)
         make = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
         arguments = {"config": self.config, "inputs_embeds": h, "attention_mask": attention_mask}
         arguments |= {"past_key_values": past_key_values, "position_ids": position_ids}

@@ -4,22 +4,25 @@ Sequences are packed: sequence s owns tokens ``cu_seqlens[s]`` to ``cu_seqlens[s
 differentiable once, except where it says otherwise.
 """
 
-from typing import NamedTuple, Optional
+from typing import Literal, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
+
+PROBS_BUDGET = 256 * 2**20  # bytes
 
 
 class Probs(NamedTuple):
     """One follower's right to use a leader's attention pattern P; pass it to :func:`attend` once.
 
-    P is never stored: it is rebuilt from the leader's ``q``, ``k`` and ``lse`` [heads, tokens]. The three handles carry
-    the follower's share of the gradient back to the leader.
+    ``tiles`` is P itself where it is kept, or has size [heads, 0]: then P is rebuilt from the leader's ``q``, ``k`` and
+    ``lse`` [heads, tokens]. The three handles carry the follower's share of the gradient back to the leader.
     """
 
     q: Tensor
     k: Tensor
     lse: Tensor
+    tiles: Tensor
     cu_seqlens: Tensor
     handle_out: Tensor
     handle_value: Tensor
@@ -40,8 +43,10 @@ def attention(
     window: Optional[int] = None,
     softcap: float = 0.0,
     scale: Optional[float] = None,
+    keep_probs: Union[bool, Literal["auto"]] = "auto",
+    probs_budget: int = PROBS_BUDGET,
 ) -> tuple[Tensor, list[Probs]]:
-    """Attention of a leader: out = P v with P = softmax(mask(softcap(scale q kᵀ))), in memory linear in tokens.
+    """Attention of a leader: out = P v with P = softmax(mask(softcap(scale q kᵀ))).
 
     Args:
         q: [tokens, heads, head_dim].
@@ -52,6 +57,11 @@ def attention(
         window: token i sees tokens j > i - window only; None is no window.
         softcap: scores become softcap * tanh(scores / softcap); 0 is no cap.
         scale: head_dim ** -0.5 when None.
+        keep_probs: True keeps the tiles of P that the mask leaves, in q's dtype, until the last :class:`Probs` and the
+            graph are gone: faster, on CPU only. False rebuilds P from q and k in every follower and in the backward
+            pass, in memory linear in tokens. "auto" keeps it on CPU for followers where it takes at most
+            ``probs_budget`` bytes.
+        probs_budget: bytes that "auto" may keep; a causal pattern takes heads * tokens² / 2 elements.
 
     Returns:
         out [tokens, heads, head_dim], and one :class:`Probs` per follower.
@@ -59,10 +69,13 @@ def attention(
     if cu_seqlens is None:
         cu_seqlens = torch.tensor([0, q.shape[0]], dtype=torch.int32, device=q.device)
     mask = (causal, window or 0, softcap, scale)
-    out, lse, handles = torch.ops.uniattn.attention(
-        q, k, v, cu_seqlens, followers, causal=mask[0], window=mask[1], softcap=mask[2], scale=mask[3]
-    )
-    probs = [Probs(q, k, lse, cu_seqlens, *handles[3 * i : 3 * i + 3], *mask) for i in range(followers)]
+    if keep_probs not in (True, False, "auto"):
+        raise ValueError(f'keep_probs must be True, False or "auto", got {keep_probs!r}')
+    out, lse, tiles, handles = torch.ops.uniattn.attention(
+        q, k, v, cu_seqlens, followers, causal=mask[0], window=mask[1], softcap=mask[2], scale=mask[3],
+        keep_probs=None if keep_probs == "auto" else keep_probs, probs_budget=probs_budget,
+    )  # fmt: skip
+    probs = [Probs(q, k, lse, tiles, cu_seqlens, *handles[3 * i : 3 * i + 3], *mask) for i in range(followers)]
     return out, probs
 
 
@@ -80,7 +93,7 @@ def attend(probs: Probs, v: Tensor, head_map: Optional[Tensor] = None) -> Tensor
     """
     p = probs
     return torch.ops.uniattn.attend(
-        p.q, p.k, p.lse, v, p.cu_seqlens, p.handle_out, p.handle_value, p.handle_delta, head_map,
+        p.q, p.k, p.lse, p.tiles, v, p.cu_seqlens, p.handle_out, p.handle_value, p.handle_delta, head_map,
         causal=p.causal, window=p.window, softcap=p.softcap, scale=p.scale,
     )  # fmt: skip
 

@@ -122,7 +122,7 @@ TEST_CASE("types are strict, and errors say where", "[config]") {
   CHECK(error_of(with("compensation: full}", "compensation: half}")) ==
         "FILE:5: plan.compensation: expected none, full or {rank: R}, found 'half'");
   CHECK_THAT(error_of(with("parallel: {}", "parallel: 8")),
-             contains("FILE:18: parallel: expected a mapping with the keys timeout_seconds, found '8'"));
+             contains("FILE:18: parallel: expected a mapping with the keys shard, replicas, timeout_seconds, found '8'"));
   CHECK(error_of(with("data: [{path: a.json, format: alpaca}]", "data: a.json")) ==
         "FILE:7: calibration.data: expected a list, found 'a.json'");
   CHECK_THAT(error_of("- a\n"), contains("FILE:1: expected a mapping with the keys run, model"));
@@ -241,7 +241,7 @@ TEST_CASE("values out of range are refused at their line", "[config]") {
       {"optimizer.clip_norm=-1", "optimizer.clip_norm: must be at least 0"},
       {"optimizer.beta2=1", "optimizer.beta2: must be at least 0 and below 1"},
       {"optimizer.eps=0", "optimizer.eps: must be above 0"},
-      {"checkpoint.every_steps=0", "checkpoint.every_steps: must be at least 1"},
+      {"checkpoint.every_steps=0", "checkpoint.every_steps: is 0, and so is every_minutes"},
       {"checkpoint.keep_last=0", "checkpoint.keep_last: must be at least 1"},
       {"parallel.timeout_seconds=0", "parallel.timeout_seconds: must be at least 1"},
       {"export.dtype=int8", "export.dtype: expected one of float32, bfloat16, float16"},

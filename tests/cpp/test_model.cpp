@@ -154,6 +154,9 @@ TEST_CASE("generation stops at the limit, is greedy at temperature 0 and repeats
   CHECK(generate({}) == generate({.seed = 9}));
   const SamplingOptions sampled{.temperature = 1.0, .seed = 3};
   CHECK(generate(sampled) == generate(sampled));
+  Engine engine(decoder);
+  CHECK_THROWS_AS(engine.add({{}, 12, {}, {}, {}}), UsageError);
+  CHECK_THROWS_AS(engine.add({{40}, 12, {}, {}, {}}), UsageError);
 }
 
 TEST_CASE("a sequence's losses do not depend on its neighbours in the batch", "[model]") {

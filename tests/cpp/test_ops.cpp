@@ -45,6 +45,21 @@ TEST_CASE("a superblock differentiates exactly through the C++ interface", "[ops
   for (size_t i = 0; i < grads.size(); ++i) CHECK(at::allclose(grads[i], expected_grads[i], 1e-9, 1e-11));
 }
 
+TEST_CASE("P kept or rebuilt, the gradients have the same bits", "[ops]") {
+  const auto leaf = [&] { return at::randn({100, 4, 32}, at::kFloat).set_requires_grad(true); };
+  const Tensor q = leaf(), k = leaf(), v = leaf(), v_1 = leaf();
+  const Tensor cu_seqlens = at::tensor({0, 30, 100}, at::kInt);
+  std::vector<Tensor> results[2];
+  for (const bool keep : {false, true}) {
+    const auto [out, probs] = uniattn::attention(q, k, v, cu_seqlens, 1, {.window = 20}, keep);
+    CHECK((probs[0].tiles.numel() > 0) == keep);
+    results[keep] = torch::autograd::grad({(out * uniattn::attend(probs[0], v_1)).sum()}, {q, k, v, v_1});
+  }
+  for (size_t i = 0; i < 4; ++i) CHECK(at::equal(results[0][i], results[1][i]));
+  const Tensor budgeted = uniattn::attention(q, k, v, cu_seqlens, 1, {}, std::nullopt, 1000).probs[0].tiles;
+  CHECK(budgeted.numel() == 0);
+}
+
 TEST_CASE("an operator names the argument that is wrong", "[ops]") {
   const Tensor x = at::zeros({3, 4});
   CHECK_THROWS_WITH(uniattn::rms_norm(x, at::ones({5}), 1e-5), contains("weight must be [D]"));

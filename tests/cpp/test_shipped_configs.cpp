@@ -44,13 +44,14 @@ std::vector<Published> published() {
 
 TEST_CASE("every shipped configuration loads and opens with its launch command", "[config]") {
   size_t count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(kConfigs)) {
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(kConfigs)) {
+    if (entry.is_directory()) continue;
     INFO(entry.path());
     CHECK_NOTHROW(load_config(entry.path()));
     std::string first_line;
     std::getline(std::ifstream(entry.path()), first_line);
     CHECK(first_line.starts_with("# "));
-    CHECK(first_line.ends_with("uniattn run configs/" + entry.path().filename().string()));
+    CHECK(first_line.ends_with("uniattn run configs/" + entry.path().lexically_relative(kConfigs).string()));
     ++count;
   }
   CHECK(count >= 2 * published().size());

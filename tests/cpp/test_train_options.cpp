@@ -117,7 +117,7 @@ TEST_CASE("a trained set is a preset or patterns of names", "[train]") {
   CHECK_FALSE(is_trained(patterns, "model.layers.2.self_attn.v_proj.weight"));
   CHECK_FALSE(is_trained(patterns, head));
   CHECK_THROWS_WITH(check_trained_set({.kind = "patterns", .patterns = {"*v_prj*"}}, {attention, head}),
-                    contains("*v_prj*") && contains(head));
+                    contains("*v_prj*"));
   CHECK_THROWS_AS(check_trained_set({.kind = "compensation"}, {attention, head}), UsageError);
 }
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-NAMES = ("calibrate",)
+NAMES = ("calibrate", "train")
 
 
 @pytest.mark.parametrize("name", NAMES)

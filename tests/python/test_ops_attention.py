@@ -3,59 +3,17 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import uniattn
 
 import formulas
+from support.superblocks import MASKS, assert_close, check_error, composite, draw, gradients, make_superblock, packed, run_superblock
 
-MASKS = [
-    {},
-    {"causal": False},
-    {"window": 5},
-    {"causal": False, "window": 4},
-    {"softcap": 3.0},
-    {"window": 7, "softcap": 2.0, "scale": 0.4},
-]
 PACKS = [[9], [1], [0, 6, 0, 1, 8, 1, 0]]
 CUDA = ["cuda"] if torch.cuda.is_available() else []
 CUDA_HEAD_DIMS = [64, 96, 128, 256] if CUDA else []
-
-
-def draw(shape, dtype=torch.float64, seed=0):
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def packed(lengths):
-    return torch.tensor([0] + lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32)
-
-
-def make_superblock(lengths, heads, kv_heads, head_dim, layers, dtype=torch.float64, device="cpu"):
-    tokens = sum(lengths)
-    q = draw((tokens, heads, head_dim), dtype, 1).to(device)
-    k = draw((tokens, kv_heads, head_dim), dtype, 2).to(device)
-    values = [draw((tokens, kv_heads, head_dim), dtype, 3 + i).to(device) for i in range(layers)]
-    return q, k, values, packed(lengths).to(device)
-
-
-def run_superblock(q, k, values, head_maps, cu_seqlens, **mask):
-    out, probs = uniattn.attention(q, k, values[0], cu_seqlens, len(values) - 1, **mask)
-    return [out] + [uniattn.attend(p, v, m) for p, v, m in zip(probs, values[1:], head_maps[1:])]
-
-
-def gradients(function, q, k, values, head_maps, cu_seqlens, **mask):
-    leaves = [t.detach().requires_grad_() for t in (q, k, *values)]
-    outs = function(leaves[0], leaves[1], leaves[2:], head_maps, cu_seqlens, **mask)
-    weighted = sum((out * draw(out.shape, out.dtype, 50 + i).to(out.device)).sum() for i, out in enumerate(outs))
-    return outs, torch.autograd.grad(weighted, leaves)
-
-
-def assert_close(actual, expected, relative=1e-9):
-    for a, e in zip(actual, expected, strict=True):
-        error = (a - e).abs().max() if e.numel() else 0.0
-        assert error <= relative * max(1.0, e.abs().max() if e.numel() else 1.0)
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
@@ -102,19 +60,6 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in (q, k, *values)])
 
 
-def check_error(ours, plain, exact, dtype):
-    """At most twice the error of the same formula in the same dtype, in the mean.
-
-    The largest error may add some rounding of float32: where a row sees few keys, dP - delta cancels, and the plain formula
-    cancels equal numbers but a kernel that never holds P has delta from O.
-    """
-    ours, plain, exact = (x.detach().double() for x in (ours, plain, exact))
-    error, allowed = (ours - exact).abs(), (plain - exact).abs()
-    rounding = torch.finfo(dtype).eps * exact.abs().max()
-    assert error.square().mean().sqrt() <= 2 * allowed.square().mean().sqrt() + rounding / 8
-    assert error.max() <= 2 * allowed.max() + (16 if dtype == torch.float32 else 1) * rounding
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("lengths", [[64, 1, 130], [239]], ids=str)
 @pytest.mark.parametrize("mask", [{}, {"window": 40}, {"softcap": 5.0}, {"causal": False, "window": 70}], ids=str)
@@ -134,10 +79,6 @@ def test_low_precision_error_is_at_most_twice_the_formulas(dtype, lengths, mask,
         check_error(ours, plain, exact, dtype)
 
 
-def composite(operator, *arguments, **mask):
-    return operator.default._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *arguments, **mask)
-
-
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize("lengths", [[1], [113], [64, 0, 1, 63, 200]], ids=str)
 def test_cpu_kernels_equal_the_composite_ones(mask, lengths):
@@ -145,14 +86,14 @@ def test_cpu_kernels_equal_the_composite_ones(mask, lengths):
     q, k, (v, grad), cu_seqlens = make_superblock(lengths, 4, 2, 48, layers=2, dtype=torch.float32)
     head_map = torch.tensor([3, 3, 0, 1])
     grad_out = draw(q.shape, torch.float32, 20)
-    out, lse = composite(ops.attention_forward, q, k, v, cu_seqlens, **mask)
+    out, lse, tiles = composite(ops.attention_forward, q, k, v, cu_seqlens, **mask)
     delta = composite(ops.attention_delta, grad_out, out)
     layers = ([grad_out, grad_out], [v, grad], [delta, delta], [None, head_map])
     calls = [
         (ops.attention_forward, q, k, v, cu_seqlens),
-        (ops.attend_forward, q, k, lse, v, cu_seqlens, head_map),
-        (ops.attend_backward_value, q, k, lse, grad_out, cu_seqlens, head_map),
-        (ops.superblock_backward, q, k, lse, cu_seqlens, *layers),
+        (ops.attend_forward, q, k, lse, tiles, v, cu_seqlens, head_map),
+        (ops.attend_backward_value, q, k, lse, tiles, grad_out, cu_seqlens, head_map),
+        (ops.superblock_backward, q, k, lse, tiles, cu_seqlens, *layers),
     ]
     torch.testing.assert_close(ops.attention_delta(grad_out, out), delta, rtol=1e-5, atol=1e-5)
     for operator, *arguments in calls:
@@ -184,27 +125,6 @@ def test_cuda_kernels_repeat_to_the_bit(head_dim):
     runs = [gradients(run_superblock, q, k, values, maps, cu_seqlens) for _ in range(3)]
     for outs, grads in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip([*outs, *grads], [*runs[0][0], *runs[0][1]], strict=True))
-
-
-@pytest.mark.parametrize(
-    "device, head_dim, dtype",
-    [("cpu", 32, torch.float32)] + [("cuda", head_dim, torch.bfloat16) for head_dim in CUDA_HEAD_DIMS],
-)
-def test_nothing_outside_the_tensors_is_read(device, head_dim, dtype):
-    q, k, values, cu_seqlens = make_superblock([70, 3], 4, 2, head_dim, 2, dtype, device)
-
-    def poisoned(x):
-        padded = torch.full((x.shape[0] + 2, x.shape[1] + 1, x.shape[2] + 16), float("nan"), dtype=dtype, device=device)
-        view = padded[1:-1, :-1, 8:-8]
-        return view.copy_(x)
-
-    clean = gradients(run_superblock, q, k, values, [None, None], cu_seqlens)
-    leaves = [poisoned(x).requires_grad_() for x in (q, k, *values)]
-    outs = run_superblock(*leaves[:2], leaves[2:], [None, None], cu_seqlens)
-    loss = sum((out * draw(out.shape, dtype, 50 + i).to(device)).sum() for i, out in enumerate(outs))
-    grads = torch.autograd.grad(loss, leaves)
-    for a, b in zip([*outs, *grads], [*clean[0], *clean[1]], strict=True):
-        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("capability", ["avx2", "default"])
@@ -300,30 +220,6 @@ def test_autocast_computes_in_its_dtype():
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in grads)
 
 
-MEASURE_MEMORY = """
-import resource, sys, torch, uniattn
-torch.set_num_threads(2)
-tokens, head_dim = int(sys.argv[1]), int(sys.argv[2])
-q, k, v, v_1 = (torch.randn(tokens, 1, head_dim, requires_grad=True) for _ in range(4))
-out, probs = uniattn.attention(q, k, v, followers=1)
-(out + uniattn.attend(probs[0], v_1)).sum().backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-@pytest.mark.parametrize("head_dim", [16, 10], ids=["kernels", "composite"])
-def test_memory_is_linear_in_tokens(head_dim):
-    """Twice the tokens: one [tokens, tokens] matrix would add 50 million floats."""
-    path = os.pathsep.join([str(Path(uniattn.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path}
-    peaks = []
-    for tokens in (4096, 8192):
-        command = [sys.executable, "-c", MEASURE_MEMORY, str(tokens), str(head_dim)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        peaks.append(int(result.stdout) * 1024)
-    assert peaks[1] - peaks[0] < 0.5 * 4 * (8192**2 - 4096**2)
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -377,7 +273,7 @@ def test_opcheck():
     for arguments in [(), (head_map,)]:
         torch.library.opcheck(
             torch.ops.uniattn.attend.default,
-            (q.detach(), k.detach(), p.lse, leaves[3], cu_seqlens, *handles, *arguments),
+            (q.detach(), k.detach(), p.lse, p.tiles, leaves[3], cu_seqlens, *handles, *arguments),
         )
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from support.models import GEMMA2, LLAMA3, MISTRAL, follower, write_base, write_unified
 from support.oracle import Oracle
-from support.runs import VOCAB, Project, metrics, random_documents, read_ids, snapshot_bytes, transformers_loss
+from support.runs import VOCAB, Project, random_documents, read_ids, snapshot_bytes, steps, transformers_loss
 from support.stories import write_ids
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -30,7 +30,7 @@ def test_run_exports_what_it_evaluated(finished):
 
 def test_run_trains_each_stage(finished):
     _, run, _ = finished
-    lines = metrics(run)
+    lines = steps(run)
     assert [(m["stage"], m["step"]) for m in lines] == [("compensation", i + 1) for i in range(4)] + [
         ("all", i + 1) for i in range(6)
     ]

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from safetensors.torch import load_file
-from support.runs import metrics
+from support.runs import steps
 
 
 def assert_same_metrics(lines, expected):
@@ -22,7 +22,7 @@ def test_splits_of_a_step_are_equal(run_uniattn, project, pack):
     for micro, accumulation in ((1, 4), (2, 2), (4, 1)):
         optimizer = {"micro_batch": micro, "accumulation": accumulation}
         name = f"{micro}x{accumulation}"
-        runs[name] = metrics(
+        runs[name] = steps(
             train_straight(run_uniattn, project, name, optimizer=optimizer, stages=one_stage(4), **changes)
         )
     assert_same_metrics(runs["2x2"], runs["1x4"])
@@ -41,7 +41,7 @@ def test_two_ranks_equal_one(run_uniattn, project):
     fitted, reference = (load_file(r / "calibration" / "weights.safetensors") for r in (run, one))
     for name, tensor in reference.items():
         assert (fitted[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
-    assert_same_metrics(metrics(run), metrics(one))
+    assert_same_metrics(steps(run), steps(one))
 
 
 def train_straight(run_uniattn, project, name, **sections):

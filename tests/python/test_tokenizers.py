@@ -8,7 +8,7 @@ import shutil
 import pytest
 import sentencepiece
 import tiktoken
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -143,6 +143,62 @@ def train_sentencepiece(folder, model_type):
 def test_sentencepiece(run_uniattn, tmp_path, texts, model_type):
     processor = train_sentencepiece(tmp_path, model_type)
     assert_same(texts, ids_of_program(run_uniattn, tmp_path, texts), processor.encode(texts))
+
+
+def with_byte_fallback(processor, normalizer=None, pre_tokenizer=None):
+    """The Hugging Face translation of a SentencePiece BPE model."""
+    pieces = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+    parted = ((piece[:at], piece[at:]) for piece in pieces for at in range(1, len(piece)))
+    merges = [(left, right) for left, right in parted if left in pieces and right in pieces]
+    merges.sort(key=lambda merge: pieces["".join(merge)])
+    tokenizer = Tokenizer(models.BPE(pieces, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    if pre_tokenizer:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", "<start_of_turn>"])
+    tokenizer.add_tokens([AddedToken("\n\n", normalized=False), AddedToken("<table>", normalized=False)])
+    return tokenizer
+
+
+def spaces_to_underline():
+    return normalizers.Replace(" ", "▁")
+
+
+@pytest.mark.parametrize(
+    "normalizer, pre_tokenizer",
+    [
+        (lambda: normalizers.Sequence([normalizers.Prepend("▁"), spaces_to_underline()]), None),
+        (spaces_to_underline, None),
+        (spaces_to_underline, lambda: pre_tokenizers.Split(" ", "merged_with_previous")),
+        (None, lambda: pre_tokenizers.Metaspace(prepend_scheme="always", split=False)),
+        (None, lambda: pre_tokenizers.Metaspace(prepend_scheme="first", split=False)),
+        (None, lambda: pre_tokenizers.Metaspace(prepend_scheme="never", split=False)),
+    ],
+    ids=["llama2", "bare", "gemma", "always", "first", "never"],
+)
+def test_byte_fallback_without_the_original(run_uniattn, tmp_path, texts, normalizer, pre_tokenizer):
+    processor = train_sentencepiece(tmp_path, "bpe")
+    (tmp_path / "tokenizer.model").unlink()
+    tokenizer = with_byte_fallback(processor, normalizer and normalizer(), pre_tokenizer and pre_tokenizer())
+    save(tokenizer, tmp_path, merges_as_strings=normalizer is None)
+    assert_same(texts, ids_of_program(run_uniattn, tmp_path, texts), ids_of_huggingface(tokenizer, texts))
+
+
+@pytest.mark.parametrize("name", ["llama2", "mistral-v0.1"])
+def test_a_published_model_and_its_translation_agree(run_uniattn, material, tmp_path, name):
+    model = material / "tokenizers" / name / "tokenizer.model"
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    pieces = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+    parted = ((piece[:at], piece[at:]) for piece, i in pieces.items() if i > 258 for at in range(1, len(piece)))
+    merges = sorted(((a, b) for a, b in parted if a in pieces and b in pieces), key=lambda m: pieces["".join(m)])
+    tokenizer = Tokenizer(models.BPE(pieces, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces_to_underline()])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    save(tokenizer, tmp_path)
+    records = json.loads((material / "data" / "pmc_llama_instructions_1000.json").read_text())
+    texts = [record["output"] for record in records]
+    assert_same(texts, ids_of_program(run_uniattn, tmp_path, texts), ids_of_huggingface(tokenizer, texts))
 
 
 def test_special_pieces_are_not_made_from_text(run_uniattn, tmp_path, texts):

@@ -6,6 +6,7 @@ import math
 import pytest
 import sentencepiece
 import torch
+from safetensors.torch import load_file, save_file
 from support.models import LLAMA3, follower, write_base, write_unified
 from support.oracle import Oracle
 from support.runs import VOCAB, Project, metrics, random_documents
@@ -80,6 +81,49 @@ def test_update_is_adamw(run_uniattn, tmp_path, clip):
     for name, parameter in model.named_parameters():
         expected = parameter.detach() - before[name]
         assert (after[name] - before[name] - expected).norm() <= 1e-3 * expected.norm(), name
+
+
+POISON = 5  # the only token whose first channel is not zero, and the first MLP overflows on it
+
+
+def poisoned_project(tmp_path):
+    base = write_base(tmp_path / "poisoned", vocab_size=VOCAB, scaling=LLAMA3)
+    weights = load_file(base / "model.safetensors")
+    weights["model.embed_tokens.weight"][:, 0] = 0
+    weights["model.embed_tokens.weight"][POISON, 0] = 1
+    weights["model.layers.0.self_attn.o_proj.weight"][0] = 0
+    weights["model.layers.0.mlp.gate_proj.weight"][:, 0] = 3e38
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    return Project(tmp_path, base)
+
+
+def poisoned_config(project, documents, name):
+    write_ids(project.train, documents)
+    stage = {"name": "head", "train": ["lm_head.weight"], "epochs": 1, "learning_rate": 1.0e-3}
+    data = {"train": [{"path": str(project.train), "format": "ids"}], "max_length": 64, "pack": False}
+    optimizer = {"micro_batch": 1, "accumulation": 1}
+    return project.config(name, plan=None, calibration=None, stages=[stage], data=data, optimizer=optimizer)
+
+
+def test_a_step_that_is_not_finite_is_left_out(run_uniattn, tmp_path):
+    project = poisoned_project(tmp_path)
+    documents = [[i for i in ids if i != POISON] for ids in random_documents(6, 30, seed=3)]
+    documents[2][4] = POISON
+    config, run = poisoned_config(project, documents, "once")
+    run_uniattn("train", config)
+    lines = metrics(run)
+    (left_out,) = [line for line in lines if not line["updated"]]
+    assert left_out["tokens"] == len(documents[2])
+    assert "not finite" in (run / "log.txt").read_text()
+    assert all(math.isfinite(line["loss"]) for line in lines if line["updated"])
+    weights = load_file(run / "checkpoints" / "step-6" / "weights.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_many_steps_that_are_not_finite_end_the_run(run_uniattn, tmp_path):
+    project = poisoned_project(tmp_path)
+    config, _ = poisoned_config(project, [[1, POISON, *ids] for ids in random_documents(20, 30, seed=3)], "always")
+    run_uniattn.fails(1, "train", config, naming=["10 steps in a row", "not finite"])
 
 
 def test_answers_and_their_end_are_supervised(run_uniattn, material, stories, tmp_path):

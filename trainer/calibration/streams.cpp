@@ -125,7 +125,8 @@ void Streams::load(const NamedTensors& states) {
       const at::Tensor q = take(prefix + "probs_q"), k = take(prefix + "probs_k");
       // What P is made of comes out of another forward pass; its values do not matter.
       if (q.defined())
-        state.probs = attention(q, k, k, chunk.sequences.cu_seqlens, 1, attention_options(config_, leader)).probs;
+        state.probs =
+            attention(q, k, k, chunk.sequences.cu_seqlens, 1, attention_options(config_, leader), false).probs;
       if (q.defined() || state.k.defined()) chunk.leaders[leader] = std::move(state);
     }
   }

@@ -68,8 +68,10 @@ void copy_companions(const std::string& from, const fs::path& to) {
 void write_weights(const ModelConfig& config, const SharingPlan& plan, const TensorSource& tensors, const fs::path& to,
                    const ExportOptions& options) {
   ShardedWriter writer(to, options.max_shard_bytes);
-  for (const TensorSpec& spec : tensor_specs(config, plan))
+  for (const TensorSpec& spec : tensor_specs(config, plan)) {
     writer.add(spec.name, read_tensor(tensors, spec, options.dtype));
+    tensors.release();
+  }
   writer.finish();
 }
 

@@ -13,8 +13,16 @@
 namespace uniattn {
 ModelDirectory open_model_directory(const std::string& path) {
   if (!std::filesystem::is_directory(path)) fail("model directory `{}` does not exist", path);
-  ModelDirectory directory{.path = path, .json = read_json(path + "/config.json"), .config = {}, .plan = {}};
+  return make_model_directory(path, read_json(path + "/config.json"));
+}
+
+ModelDirectory make_model_directory(const std::string& path, nlohmann::json config) {
+  ModelDirectory directory{.path = path, .json = std::move(config), .config = {}, .plan = {}};
   try {
+    if (directory.json.contains("grouping_idx"))
+      fail(
+          "config.json is of the published UniAttn code, whose weights mean something only under its plan: convert the "
+          "directory by `uniattn convert --group G --begin B --end E`");
     directory.config = parse_model_config(directory.json);
     directory.plan = parse_plan(directory.json, directory.config);
   } catch (const Error& error) {
@@ -58,6 +66,13 @@ TensorInfo LayeredSource::info(const std::string& name) const {
 }
 at::Tensor LayeredSource::tensor(const std::string& name) const {
   return source_of(name).tensor(name);
+}
+at::Tensor LayeredSource::slice(const std::string& name, int64_t begin, int64_t end) const {
+  return source_of(name).slice(name, begin, end);
+}
+
+void LayeredSource::release() const {
+  for (const auto& source : sources_) source->release();
 }
 
 at::ScalarType parse_dtype(const std::string& name) {

@@ -19,6 +19,9 @@ struct ModelDirectory {
 // Reads config.json only. Throws Error naming the directory and what is wrong with it.
 ModelDirectory open_model_directory(const std::string& path);
 
+// The same of a config.json in memory.
+ModelDirectory make_model_directory(const std::string& path, nlohmann::json config);
+
 // Throws Error when the source lacks a tensor that the plan needs or has it in another shape. With
 // `allow_missing_compensation`, for a base under a plan: compensations may be missing (they start at zero), and key and
 // value projections may have the base's heads (they are pooled). Reads headers only.
@@ -33,6 +36,8 @@ class LayeredSource : public TensorSource {
   bool contains(const std::string& name) const override;
   TensorInfo info(const std::string& name) const override;
   at::Tensor tensor(const std::string& name) const override;
+  void release() const override;
+  at::Tensor slice(const std::string& name, int64_t begin, int64_t end) const override;
 
  private:
   const TensorSource& source_of(const std::string& name) const;

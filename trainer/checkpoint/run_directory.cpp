@@ -86,7 +86,7 @@ RunState newest_state(const RunDirectory& run, const Config& config, const Model
   RunState state = initial_state(run, config, model);
   if (const auto path = newest_snapshot(run.checkpoints()))
     state.tensors = std::make_shared<LayeredSource>(
-        std::vector<std::shared_ptr<const TensorSource>>{snapshot_weights(*path), state.tensors});
+        std::vector<std::shared_ptr<const TensorSource>>{open_snapshot(*path).weights, state.tensors});
   return state;
 }
 

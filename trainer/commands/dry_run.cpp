@@ -1,76 +1,83 @@
 #include "commands/dry_run.h"
 
+#include <ATen/Context.h>
+
 #include <algorithm>
 
 #include "commands/options.h"
 #include "commands/scratch.h"
-#include "model/decoder.h"
 #include "model/footprint.h"
-#include "train/trained_set.h"
+#include "support/error.h"
+#include "train/step_time.h"
 
 namespace uniattn {
 namespace {
 
 using nlohmann::ordered_json;
 
-// Bytes per rank while a stage trains. Every rank holds the whole model in this version.
-struct Memory {
-  int64_t parameters = 0;   // in the compute dtype
-  int64_t masters = 0;      // float32 copies; none when the compute dtype is float32
-  int64_t gradients = 0;    // float32 sums, and the leaves' own
-  int64_t moments = 0;      // two float32 per trained element
-  int64_t activations = 0;  // estimate, see docs/configuration.md
-  int64_t teacher = 0;      // the base model, where the stage distills
-  int64_t total() const { return parameters + masters + gradients + moments + activations + teacher; }
-};
-
-int64_t trained_parameters(const Session& session, const TrainedSet& set) {
-  std::vector<std::string> names;
-  int64_t trained = 0;
-  for (const TensorSpec& spec : tensor_specs(session.model.config, session.plan)) {
-    names.push_back(spec.name);
-    if (is_trained(set, spec.name)) trained += c10::multiply_integers(spec.shape);
-  }
-  check_trained_set(set, names);
-  return trained;
+Division division_of(const Session& session, const RunOptions& options) {
+  const ParallelConfig& parallel = session.config.parallel;
+  if (options.world_size % parallel.replicas != 0)
+    fail_usage("parallel.replicas is {}, and --world-size {} cannot be divided into as many equal groups",
+               parallel.replicas, options.world_size);
+  return {.shard = parse_shard(parallel.shard),
+          .world_size = options.world_size,
+          .replicas = parallel.replicas,
+          .staged = options.device.empty() && !at::hasCUDA()};
 }
 
-Memory stage_memory(const Session& session, const StageConfig& stage) {
-  const ModelConfig& c = session.model.config;
-  const int64_t bytes = session.config.model.dtype == "float32" ? 4 : 2;
-  const int64_t trained = trained_parameters(session, stage.train);
-  const int64_t tokens = session.config.data.max_length * session.config.optimizer.micro_batch;
-  // Tensors that the backward pass of a layer reads: stream, two normed inputs, attention in and out, and four of the
-  // MLP's width.
-  const int64_t per_layer =
-      4 * c.hidden_size + (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 4 * c.intermediate_size;
-  const int64_t kept = session.config.optimizer.activation_checkpointing ? c.num_layers * c.hidden_size + per_layer
-                                                                         : c.num_layers * per_layer;
-  const int64_t teacher = stage.distill ? total_parameters(c, session.model.plan) * bytes : 0;
-  return {.parameters = total_parameters(c, session.plan) * bytes,
-          .masters = bytes == 4 ? 0 : trained * 4,
-          .gradients = trained * (4 + bytes),
-          .moments = trained * 8,
-          .activations =
-              tokens * (kept * bytes + 2 * c.hidden_size * 4) + std::min<int64_t>(tokens, 1024) * c.vocab_size * 8,
-          .teacher = teacher};
-}
-
-ordered_json memory_json(const Memory& m) {
+ordered_json memory_json(const MemoryEstimate& m) {
   return {{"parameters", m.parameters},   {"masters", m.masters}, {"gradients", m.gradients}, {"moments", m.moments},
-          {"activations", m.activations}, {"teacher", m.teacher}, {"total", m.total()}};
+          {"activations", m.activations}, {"buffers", m.buffers}, {"teacher", m.teacher},     {"total", m.total()}};
 }
 
-std::string memory_text(const std::string& name, const Memory& m) {
-  const auto gb = [](int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
-  return fmt::format("\n{:<14} {:>10.3f} {:>8.3f} {:>10.3f} {:>8.3f} {:>12.3f} {:>8.3f} {:>8.3f}", name,
-                     gb(m.parameters), gb(m.masters), gb(m.gradients), gb(m.moments), gb(m.activations), gb(m.teacher),
-                     gb(m.total()));
+double gb(int64_t bytes) {
+  return static_cast<double>(bytes) / 1e9;
+}
+
+std::string memory_text(const std::string& name, const MemoryEstimate& m) {
+  return fmt::format("\n{:<14} {:>10.3f} {:>8.3f} {:>10.3f} {:>8.3f} {:>12.3f} {:>8.3f} {:>8.3f} {:>8.3f}", name,
+                     gb(m.parameters), gb(m.masters), gb(m.gradients), gb(m.moments), gb(m.activations), gb(m.buffers),
+                     gb(m.teacher), gb(m.total()));
+}
+
+// The stages on the imagined ranks, added to `result` and `text`.
+void describe_stages(const Session& session, const RunOptions& options, ordered_json& result, std::string& text) {
+  const Config& config = session.config;
+  const Division division = division_of(session, options);
+  std::string memory_table, traffic_table;
+  for (size_t i = 0; i < config.stages.size(); ++i) {
+    const std::string& name = config.stages[i].name;
+    const StageEstimate stage(config, session.model.config, session.plan, session.model.plan, static_cast<int64_t>(i),
+                              division);
+    const MemoryEstimate memory = stage.memory();
+    const TrafficEstimate traffic = stage.traffic();
+    result["memory"][name] = memory_json(memory);
+    result["sent"][name] = {{"reduce_scatter", traffic.reduce_scatter},
+                            {"all_gather", traffic.all_gather},
+                            {"all_reduce", traffic.all_reduce}};
+    memory_table += memory_text(name, memory);
+    traffic_table += fmt::format("\n{:<14} {:>14.3f} {:>10.3f} {:>10.3f}", name, gb(traffic.reduce_scatter),
+                                 gb(traffic.all_gather), gb(traffic.all_reduce));
+    if (options.device.empty()) continue;
+    const DeviceSheet& device =
+        *std::ranges::find(known_devices(), options.device, [](const DeviceSheet& sheet) { return sheet.name; });
+    const StepTime time = predict_step(stage, division, config.optimizer.accumulation, device);
+    result["step_seconds"][name] = {
+        {"compute", time.compute}, {"exposed_communication", time.exposed}, {"total", time.total()}};
+    traffic_table += fmt::format("   {:.3f} s on {}, {:.3f} s of them waiting for the network", time.total(),
+                                 device.name, time.exposed);
+  }
+  if (config.stages.empty()) return;
+  text += fmt::format("\n\nparallel.shard {}, {} ranks, {} of them with each slice", config.parallel.shard,
+                      division.world_size, division.holders());
+  text += "\nGB per rank    parameters  masters  gradients  moments  activations  buffers  teacher    total" +
+          memory_table + "\nGB sent a step reduce-scatter all-gather all-reduce" + traffic_table;
 }
 
 }  // namespace
 
-void dry_run(const Session& session, bool json) {
+void dry_run(const Session& session, const RunOptions& options) {
   const ModelConfig& c = session.model.config;
   const SharingPlan base = SharingPlan::all_full(c.num_layers);
   const int64_t parameters = total_parameters(c, session.plan);
@@ -97,14 +104,8 @@ void dry_run(const Session& session, bool json) {
   if (session.config.calibration) sample("calibration", session.config.calibration->data);
   sample("training", session.config.data.train);
   sample("held-out", session.config.data.eval);
-  if (!session.config.stages.empty())
-    text += "\n\nGB per rank    parameters  masters  gradients  moments  activations  teacher    total";
-  for (const StageConfig& stage : session.config.stages) {
-    const Memory memory = stage_memory(session, stage);
-    result["memory"][stage.name] = memory_json(memory);
-    text += memory_text(stage.name, memory);
-  }
-  print_result(json, result, text);
+  describe_stages(session, options, result, text);
+  print_result(options.json, result, text);
 }
 
 }  // namespace uniattn

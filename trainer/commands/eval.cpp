@@ -8,7 +8,9 @@
 #include "commands/options.h"
 #include "commands/pipeline.h"
 #include "commands/scratch.h"
+#include "data/templates.h"
 #include "parallel/device.h"
+#include "train/evaluate_layerwise.h"
 #include "support/error.h"
 #include "support/log.h"
 
@@ -19,9 +21,9 @@ constexpr int64_t kDefaultWindow = 2048;
 constexpr std::chrono::seconds kTimeout(600);
 
 struct EvalArguments {
-  std::string model, text, ids, data, format, dtype, logits;
+  std::string model, text, ids, data, format, template_name, dtype, logits;
   int64_t window = 0;
-  bool json = false;
+  bool layerwise = false, json = false;
 };
 
 // `tokens` cut into windows, a loss on all but the first token of each.
@@ -56,6 +58,27 @@ void write_logits(const Decoder& model, const std::vector<Document>& documents, 
   write_safetensors(path, {{"logits", at::cat(parts)}});
 }
 
+at::ScalarType dtype_of(const EvalArguments& arguments, const ModelDirectory& directory) {
+  return parse_dtype(arguments.dtype.empty() ? directory.config.dtype : arguments.dtype);
+}
+
+Evaluation evaluate_whole(const EvalArguments& arguments, const ModelDirectory& directory,
+                          const std::vector<Document>& documents) {
+  const Decoder model = load_decoder(directory, dtype_of(arguments, directory), compute_device(0));
+  ProcessGroup group(kTimeout);
+  const Evaluation result = evaluate(model, documents, group);
+  if (!arguments.logits.empty()) write_logits(model, documents, arguments.logits);
+  return result;
+}
+
+Evaluation evaluate_by_layer(const EvalArguments& arguments, const ModelDirectory& directory,
+                             const std::vector<Document>& documents) {
+  const auto tensors = open_model_tensors(directory.path);
+  check_tensors(*tensors, directory.config, directory.plan, /*allow_missing_compensation=*/false);
+  return evaluate_layerwise(directory.config, *tensors, directory.plan, dtype_of(arguments, directory), documents,
+                            compute_device(0));
+}
+
 void run_eval(const EvalArguments& arguments) {
   const ModelDirectory directory = open_model_directory(arguments.model);
   const int64_t window =
@@ -72,17 +95,16 @@ void run_eval(const EvalArguments& arguments) {
     cut_windows(text_tokens, window, supervised, documents);
   } else {
     const bool ids = !arguments.ids.empty();
-    const DataSource source{.path = ids ? arguments.ids : arguments.data, .format = ids ? "ids" : arguments.format};
+    const DataSource source{.path = ids ? arguments.ids : arguments.data,
+                            .format = ids ? "ids" : arguments.format,
+                            .template_name = arguments.template_name};
     const PrepareOptions options{.max_length = window, .over_long = ids ? "split" : "truncate", .bad_records = "error"};
     scratch.emplace();
     shards.emplace(prepare_tokens({source}, *tokenizer, directory.path, options, scratch->path()));
     documents = shards->documents();
   }
-  const Decoder model = load_decoder(
-      directory, parse_dtype(arguments.dtype.empty() ? directory.config.dtype : arguments.dtype), compute_device(0));
-  ProcessGroup group(kTimeout);
-  const Evaluation result = evaluate(model, documents, group);
-  if (!arguments.logits.empty()) write_logits(model, documents, arguments.logits);
+  const Evaluation result = arguments.layerwise ? evaluate_by_layer(arguments, directory, documents)
+                                                : evaluate_whole(arguments, directory, documents);
   print_result(arguments.json, {{"loss", result.loss}, {"perplexity", result.perplexity()}, {"tokens", result.tokens}},
                fmt::format("loss {:.6f} nats per token\nperplexity {:.4f}\npredicted tokens {}", result.loss,
                            result.perplexity(), result.tokens));
@@ -104,18 +126,27 @@ void add_eval(CLI::App& program) {
                    ->check(CLI::ExistingFile);
   what->require_option(1);
   command->add_option("--format", arguments->format, "Format of --data")
-      ->check(CLI::IsMember({"alpaca", "messages", "text"}))
+      ->check(CLI::IsMember({"alpaca", "messages", "tulu_single_round", "text"}))
+      ->needs(data);
+  command->add_option("--template", arguments->template_name, "Chat template of --data (default: the format's own)")
+      ->check(CLI::IsMember(template_names()))
       ->needs(data);
   command->add_option("--window", arguments->window, "Tokens per window (default: the model's positions, at most 2048)")
       ->check(CLI::Range(2, 1 << 24));
   command->add_option("--dtype", arguments->dtype, "float32, bfloat16 or float16 (default: the checkpoint's)");
-  command->add_option("--logits", arguments->logits,
-                      "Also write the logits of all positions, float32 [positions, vocab], to this .safetensors file");
+  auto* logits = command->add_option(
+      "--logits", arguments->logits,
+      "Also write the logits of all positions, float32 [positions, vocab], to this .safetensors file");
+  command
+      ->add_flag("--layerwise", arguments->layerwise,
+                 "Keep one layer's weights in memory at a time: for models that do not fit, at the cost of reading the "
+                 "weights anew for every 65536 tokens")
+      ->excludes(logits);
   command->add_flag("--json", arguments->json, "Print the result as one JSON object");
   command->footer("Example: uniattn eval --model runs/pmc-uniattn/export --data held_out.json --format alpaca");
   command->callback([arguments] {
     if (!arguments->data.empty() && arguments->format.empty())
-      fail_usage("--data needs --format alpaca, messages or text");
+      fail_usage("--data needs --format alpaca, messages, tulu_single_round or text");
     run_eval(*arguments);
   });
 }

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "train/step_time.h"
+
 namespace uniattn {
 
 void ConfigOptions::add_to(CLI::App& command) {
@@ -16,6 +18,15 @@ void RunOptions::add_to(CLI::App& command) {
   ConfigOptions::add_to(command);
   command.add_flag("--accept-changes", accept_changes,
                    "Go on although data or training settings are not those that the run was started with");
+  CLI::Option* dry = command.get_option("--dry-run");
+  command.add_option("--world-size", world_size, "With --dry-run: memory and traffic for so many ranks")
+      ->check(CLI::PositiveNumber)
+      ->needs(dry);
+  std::vector<std::string> devices;
+  for (const DeviceSheet& sheet : known_devices()) devices.push_back(sheet.name);
+  command.add_option("--device", device, "With --dry-run: also the step time on such GPUs (docs/scaling.md)")
+      ->check(CLI::IsMember(devices))
+      ->needs(dry);
 }
 
 void print_result(bool json, const nlohmann::ordered_json& result, const std::string& text) {

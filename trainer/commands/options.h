@@ -17,9 +17,12 @@ struct ConfigOptions {
   void add_to(CLI::App& command);
 };
 
-// The same for commands that work in the run directory, with [--accept-changes].
+// The same for commands that work in the run directory, with [--accept-changes], and what --dry-run is to imagine:
+// [--world-size N] [--device NAME].
 struct RunOptions : ConfigOptions {
   bool accept_changes = false;
+  int64_t world_size = 1;
+  std::string device;
 
   void add_to(CLI::App& command);
 };

@@ -84,7 +84,7 @@ std::string samples_text(const TokenShards& shards, const Tokenizer& tokenizer, 
 }
 
 void run_prepare(const RunOptions& options, int64_t show) {
-  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
+  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options);
   const Session session = open_session(options.path, options.overrides);
   const RunDirectory run = create_run_directory(session.config, options.accept_changes);
   const PreparedData data = prepare_data(session, run);

@@ -1,4 +1,7 @@
 // run, calibrate, train: the commands that work through a configuration.
+#include <fmt/ranges.h>
+#include <unistd.h>
+
 #include <filesystem>
 
 #include "calibration/report.h"
@@ -19,6 +22,34 @@ namespace {
 
 using nlohmann::ordered_json;
 
+// Ranks on several machines must find the same files.
+void require_shared(const std::string& directory, ProcessGroup& group) {
+  const std::string mark = group.all_gather(fmt::format("{}/.ranks-{}", directory, getpid()))[0];
+  if (group.rank() == 0) write_file_atomically(mark, "");
+  group.barrier();
+  std::vector<int64_t> blind;
+  const std::vector<int64_t> sees = group.all_gather(int64_t{std::filesystem::exists(mark)});
+  for (int64_t rank = 0; rank < group.world_size(); ++rank)
+    if (!sees[rank]) blind.push_back(rank);
+  if (group.rank() == 0) std::filesystem::remove(mark);
+  if (!blind.empty())
+    fail_usage("rank {} does not see what rank 0 writes to `{}`; put run.dir on storage that all machines share",
+               fmt::join(blind, ", "), directory);
+}
+
+// That all ranks were given the same, before any of them works on it.
+void require_equal_inputs(const Session& session, const RunDirectory& run, const PreparedData& data,
+                          ProcessGroup& group) {
+  if (group.world_size() == 1) return;
+  group.require_equal("configuration", to_yaml(session.config));
+  group.require_equal("model's config.json", session.model.json.dump());
+  for (const auto& [name, shards] : {std::pair("calibration data", &data.calibration),
+                                     {"training data", &data.train},
+                                     {"held-out data", &data.eval}})
+    group.require_equal(name, *shards ? (*shards)->hash() : "");
+  require_shared(run.path, group);
+}
+
 // What all three commands do first. Data is ready before the ranks meet, so that no rank waits in a collective for
 // another's tokenizing.
 struct Started {
@@ -36,7 +67,7 @@ Started start(const RunOptions& options) {
   if (first) log::set_file(started.run.log());
   started.data = prepare_data(started.session, started.run);
   started.group = std::make_unique<ProcessGroup>(std::chrono::seconds(started.session.config.parallel.timeout_seconds));
-  started.group->require_equal("configuration", to_yaml(started.session.config));
+  require_equal_inputs(started.session, started.run, started.data, *started.group);
   watch_signals();
   return started;
 }
@@ -55,7 +86,7 @@ std::optional<Evaluation> evaluate_export(const Started& started) {
 }
 
 void run_all(const RunOptions& options) {
-  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
+  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options);
   Started s = start(options);
   Outcome outcome = calibrate_run(s.session, s.run, s.data, *s.group);
   if (outcome == Outcome::finished)
@@ -83,7 +114,7 @@ void run_all(const RunOptions& options) {
 }
 
 void run_calibrate(const RunOptions& options) {
-  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
+  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options);
   Started s = start(options);
   if (!s.session.config.calibration) fail_usage("`{}` has no `calibration` section", options.path);
   const Outcome outcome = calibrate_run(s.session, s.run, s.data, *s.group);
@@ -98,7 +129,7 @@ void run_calibrate(const RunOptions& options) {
 }
 
 void run_train(const RunOptions& options, int64_t stop_after) {
-  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options.json);
+  if (options.dry_run) return dry_run(open_session(options.path, options.overrides), options);
   Started s = start(options);
   if (s.session.config.stages.empty()) fail_usage("`{}` has no `stages`", options.path);
   const Outcome outcome = train_run(s.session, s.run, s.data, *s.group,

@@ -214,13 +214,14 @@ struct OptimizerConfig {
   double weight_decay = 0.0;
   double clip_norm = 1.0;  // 0: no clipping
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+  std::string moments = "float32";  // float32 | bfloat16
   void validate() const;
   template <class V>
   void visit(V& v) {
     v("micro_batch", micro_batch), v("accumulation", accumulation),
         v("activation_checkpointing", activation_checkpointing), v("schedule", schedule),
         v("warmup_ratio", warmup_ratio), v("decay_ratio", decay_ratio), v("weight_decay", weight_decay),
-        v("clip_norm", clip_norm), v("beta1", beta1), v("beta2", beta2), v("eps", eps);
+        v("clip_norm", clip_norm), v("beta1", beta1), v("beta2", beta2), v("eps", eps), v("moments", moments);
   }
   bool operator==(const OptimizerConfig&) const = default;
 };
@@ -263,11 +264,13 @@ struct SamplesConfig {
 };
 
 struct ParallelConfig {
+  std::string shard = "none";     // none | optimizer | gradients | full: what is divided over the ranks
+  int64_t replicas = 1;           // groups of ranks that hold the same slices
   int64_t timeout_seconds = 600;  // after which a silent rank ends the run
   void validate() const;
   template <class V>
   void visit(V& v) {
-    v("timeout_seconds", timeout_seconds);
+    v("shard", shard), v("replicas", replicas), v("timeout_seconds", timeout_seconds);
   }
   bool operator==(const ParallelConfig&) const = default;
 };

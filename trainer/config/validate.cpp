@@ -237,6 +237,7 @@ void OptimizerConfig::validate() const {
   require_within("optimizer.beta1", beta1, 0, 1);
   require_within("optimizer.beta2", beta2, 0, 1);
   require_positive("optimizer.eps", eps);
+  require_known("optimizer.moments", moments, {"float32", "bfloat16"});
 }
 
 void CheckpointConfig::validate() const {
@@ -259,6 +260,11 @@ void SamplesConfig::validate() const {
 }
 
 void ParallelConfig::validate() const {
+  require_known("parallel.shard", shard, {"none", "optimizer", "gradients", "full"});
+  require_at_least<int64_t>("parallel.replicas", replicas, 1);
+  if (shard == "none" && replicas != 1)
+    invalid("parallel.replicas",
+            "is {}, and with shard: none every rank is a replica; choose what to shard, or drop it", replicas);
   require_at_least<int64_t>("parallel.timeout_seconds", timeout_seconds, 1);
 }
 
@@ -291,6 +297,10 @@ void Config::validate() const {
     invalid("calibration.fit",
             "fits only the compensation, and the plan has none; set plan.compensation, or fit: [output]");
   }
+  if (parallel.shard == "full" && !samples.prompts.empty())
+    invalid("samples.prompts",
+            "one rank writes the samples, and with parallel.shard: full none has the whole model; "
+            "remove them, or shard gradients");
   if (!stages.empty() && data.train.empty())
     invalid("data.train", "is empty, and there are stages to train; give a data set");
   for (const auto& [key, needs] : {std::pair{"evaluation.every_steps", evaluation.every_steps > 0},

@@ -31,6 +31,10 @@ Batch make_batch(const std::vector<Document>& documents) {
   return batch;
 }
 
+Batch make_silent_batch(const Document& document) {
+  return make_batch({{document.tokens.first(1), document.supervised.first(1)}});
+}
+
 std::vector<Document> micro_batch(const std::vector<std::vector<Document>>& rows, int64_t micro, int64_t accumulation,
                                   int64_t rank, int64_t world) {
   const auto count = static_cast<int64_t>(rows.size());

@@ -11,6 +11,9 @@ namespace uniattn {
 
 Batch make_batch(const std::vector<Document>& documents);
 
+// The first token of `document` without a loss: for a rank that has nothing to do while others pass through the model.
+Batch make_silent_batch(const Document& document);
+
 // The rows of an epoch: documents packed into rows of at most max_length tokens (best fit on lengths, deterministic),
 // or one document per row when not packing. Sources with weight w enter each epoch floor(w) times, and once more a
 // seeded choice of the fraction, which moves on from epoch to epoch until every document had its turn. Every epoch has

@@ -1,5 +1,7 @@
 #include "model/attention.h"
 
+#include <ATen/core/grad_mode.h>
+
 namespace uniattn {
 
 int64_t count_followers(const SharingPlan& plan, int64_t leader, Mode mode) {
@@ -20,7 +22,9 @@ at::Tensor lead(const ModelConfig& config, const SharingPlan& plan, int64_t inde
   const int64_t probs = count_followers(plan, index, Mode::share_probs);
   const at::Tensor k = probs > 0 ? with_model_kv_heads(config, own.k) : own.k;
   const at::Tensor v = probs > 0 ? with_model_kv_heads(config, own.v) : own.v;
-  AttentionResult result = attention(own.q, k, v, cu_seqlens, probs, attention_options(config, index));
+  // Without gradients P is rebuilt: calibration holds the leaders of many chunks at once.
+  const std::optional<bool> keep_probs = at::GradMode::is_enabled() ? std::nullopt : std::optional(false);
+  AttentionResult result = attention(own.q, k, v, cu_seqlens, probs, attention_options(config, index), keep_probs);
   if (!plan.leads(index)) return result.out;
   LeaderState& state = leaders[index] = {.probs = std::move(result.probs), .k = {}, .v = {}};
   if (count_followers(plan, index, Mode::share_kv) > 0) state.k = own.k, state.v = own.v;

@@ -1,5 +1,7 @@
 #include "model/checkpointed_layer.h"
 
+#include <ATen/ops/empty.h>
+
 #include <tuple>
 #include <utility>
 
@@ -39,9 +41,10 @@ LeaderState take(Reader& from, int64_t probs, bool keys_and_values, const ModelC
   LeaderState state;
   if (probs > 0) {
     const at::Tensor q = from.next(), k = from.next(), lse = from.next();
+    const at::Tensor tiles = at::empty({q.size(1), 0}, q.options());  // P is never kept: it is made again too
     for (int64_t i = 0; i < probs; ++i) {
       const at::Tensor out = from.next(), value = from.next(), delta = from.next();
-      state.probs.push_back({q, k, lse, cu_seqlens, out, value, delta, attention_options(config, leader)});
+      state.probs.push_back({q, k, lse, tiles, cu_seqlens, out, value, delta, attention_options(config, leader)});
     }
   }
   if (keys_and_values) state.k = from.next(), state.v = from.next();

@@ -20,10 +20,27 @@ constexpr const char* kHead = "lm_head.weight";
 
 // Where no calibration has given one: a compensation that adds nothing yet, and of whose factors both will receive
 // gradients.
-at::Tensor neutral_compensation(const LayerSlot& slot, int64_t index, at::ScalarType dtype, at::Device device) {
-  if (slot.member != &Layer::compensation_down) return at::zeros(slot.shape, at::dtype(dtype).device(device));
-  at::Generator generator = at::detail::createCPUGenerator(static_cast<uint64_t>(index));
-  return at::randn(slot.shape, generator).div_(std::sqrt(static_cast<double>(slot.shape[1]))).to(device, dtype);
+at::Tensor neutral_compensation(const TensorSpec& spec) {
+  if (!spec.name.ends_with(".down.weight")) return at::zeros(spec.shape, at::kFloat);
+  const std::string layer = spec.name.substr(std::string("model.layers.").size());
+  at::Generator generator = at::detail::createCPUGenerator(std::stoull(layer));
+  return at::randn(spec.shape, generator).div_(std::sqrt(static_cast<double>(spec.shape[1])));
+}
+
+void check_shape(const TensorSpec& spec, const TensorInfo& found) {
+  if (found.shape != spec.shape && !spec.is_to_pool(found.shape))
+    fail("tensor `{}` has shape [{}], the model's config needs [{}]", spec.name, fmt::join(found.shape, ", "),
+         fmt::join(spec.shape, ", "));
+}
+
+at::Tensor pooled(const TensorSpec& spec, const at::Tensor& tensor) {
+  return tensor.to(at::kDouble).view(spec.pooled_view).mean(1).flatten(0, 1);
+}
+
+// A sum is finite only if all terms are (short of overflow, which sums in float64 exclude here): one cheap pass.
+void check_finite(const std::string& name, const at::Tensor& tensor) {
+  if (!at::isfinite(tensor.sum(at::kDouble)).item<bool>())
+    fail("tensor `{}` holds values that are not finite (NaN or infinity)", name);
 }
 
 }  // namespace
@@ -39,17 +56,24 @@ std::vector<TensorSpec> tensor_specs(const ModelConfig& config, const SharingPla
 
 at::Tensor read_tensor(const TensorSource& source, const TensorSpec& spec, at::ScalarType dtype, at::Device device) {
   const TensorInfo info = source.info(spec.name);
-  const bool pool = spec.is_to_pool(info.shape);
-  if (info.shape != spec.shape && !pool)
-    fail("tensor `{}` has shape [{}], the model's config needs [{}]", spec.name, fmt::join(info.shape, ", "),
-         fmt::join(spec.shape, ", "));
+  check_shape(spec, info);
   at::Tensor tensor = source.tensor(spec.name);
-  if (pool) tensor = tensor.to(at::kDouble).view(spec.pooled_view).mean(1).flatten(0, 1);
+  if (spec.is_to_pool(info.shape)) tensor = pooled(spec, tensor);
   tensor = tensor.to(device, dtype, /*non_blocking=*/false, /*copy=*/true);
-  // A sum is finite only if all terms are (short of overflow, which sums in float64 exclude here): one cheap pass.
-  if (!at::isfinite(tensor.sum(at::kDouble)).item<bool>())
-    fail("tensor `{}` holds values that are not finite (NaN or infinity)", spec.name);
+  check_finite(spec.name, tensor);
   return tensor;
+}
+
+at::Tensor read_slice(const TensorSource& source, const TensorSpec& spec, int64_t begin, int64_t end) {
+  if (is_compensation(spec.name) && !source.contains(spec.name))
+    return neutral_compensation(spec).flatten().slice(0, begin, end);
+  const TensorInfo info = source.info(spec.name);
+  check_shape(spec, info);
+  const at::Tensor slice = spec.is_to_pool(info.shape)
+                               ? pooled(spec, source.tensor(spec.name)).flatten().slice(0, begin, end)
+                               : source.slice(spec.name, begin, end);
+  check_finite(spec.name, slice);
+  return slice.to(at::kFloat);
 }
 
 at::Tensor read_tensor(const TensorSource& source, const std::string& name, const std::vector<int64_t>& shape,
@@ -62,7 +86,7 @@ Layer read_layer(const TensorSource& source, const ModelConfig& config, const La
   Layer layer;
   for (const LayerSlot& slot : layer_slots(config, plan, index))
     layer.*slot.member = is_compensation(slot.name) && !source.contains(slot.name)
-                             ? neutral_compensation(slot, index, dtype, device)
+                             ? neutral_compensation(slot).to(device, dtype)
                              : read_tensor(source, slot, dtype, device);
   return layer;
 }
@@ -79,8 +103,10 @@ Decoder Decoder::read(const TensorSource& source, const ModelConfig& config, con
   Decoder model{.config = config, .plan = plan, .embedding = {}, .final_norm = {}, .head = {}, .layers = {}};
   const std::vector<int64_t> vocab_shape{config.vocab_size, config.hidden_size};
   model.embedding = read_tensor(source, kEmbedding, vocab_shape, dtype, device);
-  for (int64_t i = 0; i < config.num_layers; ++i)
+  for (int64_t i = 0; i < config.num_layers; ++i) {
     model.layers.push_back(read_layer(source, config, plan.layers[i], i, dtype, device));
+    source.release();  // the model would be in memory twice: as it is read, and as it is in the files
+  }
   model.final_norm = read_tensor(source, kFinalNorm, {config.hidden_size}, dtype, device);
   model.head = config.tied_embeddings ? model.embedding : read_tensor(source, kHead, vocab_shape, dtype, device);
   return model;
@@ -89,9 +115,12 @@ Decoder Decoder::read(const TensorSource& source, const ModelConfig& config, con
 at::Tensor Decoder::hidden(const Batch& batch, std::vector<at::Tensor>* after_attention) const {
   const Sequences sequences = make_sequences(config, batch.positions, batch.cu_seqlens);
   const bool checkpoint = checkpoint_activations && at::GradMode::is_enabled();
+  if (observer) observer->enter(0);
   at::Tensor stream = embed(config, embedding, batch.tokens);
+  if (observer) observer->leave(0, stream, {});
   Leaders leaders;
   for (int64_t i = 0; i < config.num_layers; ++i) {
+    if (observer) observer->enter(1 + i);
     LayerStreams streams;
     if (checkpoint) {
       streams = advance_checkpointed(config, plan, i, layers[i], stream, sequences, leaders);
@@ -101,12 +130,28 @@ at::Tensor Decoder::hidden(const Batch& batch, std::vector<at::Tensor>* after_at
     }
     if (after_attention) after_attention->push_back(streams.after_attention);
     stream = streams.after_mlp;
+    if (observer) observer->leave(1 + i, stream, after_attention ? streams.after_attention : at::Tensor());
   }
+  if (observer) observer->enter(1 + config.num_layers);
   return norm(config, stream, final_norm);
 }
 
 at::Tensor Decoder::token_losses(const Batch& batch) const {
   return linear_cross_entropy(hidden(batch), head, batch.labels, config.final_softcap);
+}
+
+std::vector<std::vector<ParameterSlot>> Decoder::parts() {
+  const std::vector<int64_t> vocab_shape{config.vocab_size, config.hidden_size};
+  std::vector<std::vector<ParameterSlot>> parts{{{{kEmbedding, vocab_shape}, &embedding}}};
+  layers.resize(config.num_layers);
+  for (int64_t i = 0; i < config.num_layers; ++i) {
+    auto& part = parts.emplace_back();
+    for (const LayerSlot& slot : layer_slots(config, plan.layers[i], i))
+      part.push_back({slot, &(layers[i].*slot.member)});
+  }
+  parts.push_back({{{kFinalNorm, {config.hidden_size}}, &final_norm}});
+  if (!config.tied_embeddings) parts.back().push_back({{kHead, vocab_shape}, &head});
+  return parts;
 }
 
 std::vector<std::pair<std::string, at::Tensor*>> Decoder::parameters() {

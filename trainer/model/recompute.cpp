@@ -29,7 +29,7 @@ class Recompute : public torch::autograd::Function<Recompute> {
     const auto held = c10::static_intrusive_pointer_cast<HeldFunction>(ctx->saved_data["function"].toCapsule());
     variable_list inputs;
     for (const at::Tensor& saved : ctx->get_saved_variables())
-      inputs.push_back(saved.detach().set_requires_grad(ctx->needs_input_grad(1 + inputs.size())));
+      inputs.push_back(saved.detach().set_requires_grad(ctx->needs_input_grad(inputs.size())));
     variable_list outputs;
     {
       const at::AutoGradMode record(true);

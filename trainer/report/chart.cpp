@@ -52,9 +52,9 @@ Frame frame_of(const Chart& chart) {
   return frame;
 }
 
-std::string grid(const Frame& frame) {
+std::string grid(const Frame& frame, bool whole_x) {
   std::string out;
-  const double dx = tick_distance(frame.x, 6), dy = tick_distance(frame.y, 5);
+  const double dx = std::max(tick_distance(frame.x, 6), whole_x ? 1.0 : 0.0), dy = tick_distance(frame.y, 5);
   for (double y = std::ceil(frame.y.low / dy) * dy; y <= frame.y.high; y += dy)
     out += fmt::format(
         R"(<line class="grid" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/><text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>)",
@@ -100,8 +100,9 @@ std::string to_svg(const Chart& chart) {
                   kWidth, kHeight, escape_html(chart.title), kLeft, escape_html(chart.title));
   out += fmt::format(R"(<text class="label" x="{}" y="20" text-anchor="end">{}</text>)", kWidth - kRight,
                      escape_html(chart.y_label));
-  out += grid(frame);
-  for (const Curve& curve : chart.curves) out += draw(curve, frame);
+  out += grid(frame, chart.whole_x);
+  for (const Curve& curve : chart.curves)
+    if (!curve.points.empty()) out += draw(curve, frame);
   out += fmt::format(R"(<text class="label" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text></svg>)",
                      (kLeft + kWidth - kRight) / 2, kHeight - 6, escape_html(chart.x_label));
   return out;

@@ -16,6 +16,7 @@ struct Curve {
 struct Chart {
   std::string title, x_label, y_label;
   bool from_zero = false;  // the y axis begins at 0
+  bool whole_x = false;    // x counts: no ticks between whole numbers
   std::vector<Curve> curves{};
 };
 

@@ -112,10 +112,11 @@ Chart held_out_chart(const Runs& runs) {
 }
 
 Chart residual_chart(const Runs& runs) {
-  Chart chart{.title = "Calibration: relative residual on held-out text, before (dashed) and after",
+  Chart chart{.title = "Calibration residual, held out",
               .x_label = "layer",
-              .y_label = "",
-              .from_zero = true};
+              .y_label = "dashed: before",
+              .from_zero = true,
+              .whole_x = true};
   for (size_t i = 0; i < runs.size(); ++i) {
     Curve before{.name = runs[i].name + ", before", .run = static_cast<int>(i), .dashed = true};
     Curve after{.name = runs[i].name + ", after", .run = static_cast<int>(i)};

@@ -31,15 +31,15 @@ struct SampleRecord {
 
 struct RunRecord {
   std::string path, name;
-  std::map<std::string, std::string> settings;  // every key of config.yaml that is a value, dotted
+  std::map<std::string, std::string> settings{};  // every key of config.yaml that is a value, dotted
   std::string outcome = "unfinished";
-  std::optional<double> exported_loss;  // held-out loss of the exported model
-  std::vector<StepRecord> steps;
-  std::vector<HeldOutRecord> held_out;
-  std::vector<ResidualRecord> residuals;
-  std::vector<SampleRecord> samples;
-  std::optional<SharingPlan> plan;      // absent when the base model's config.json is not there
-  double parameters = 0, kv_share = 0;  // of the model under the plan; KV cache bytes relative to the base
+  std::optional<double> exported_loss{};  // held-out loss of the exported model
+  std::vector<StepRecord> steps{};
+  std::vector<HeldOutRecord> held_out{};
+  std::vector<ResidualRecord> residuals{};
+  std::vector<SampleRecord> samples{};
+  std::optional<SharingPlan> plan{};      // absent when the base model's config.json is not there
+  double parameters = 0, kv_share = 0;  // of the model under the plan{}; KV cache bytes relative to the base
 
   // Of the newest evaluation: the exported model's, or the last during training.
   std::optional<double> final_held_out_loss() const;

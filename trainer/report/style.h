@@ -12,7 +12,7 @@ inline constexpr const char* kStyle = R"(
 body{font:15px/1.45 system-ui,sans-serif;color:var(--ink);background:var(--ground);max-width:1240px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin:2rem 0 .5rem}h3{font-size:1rem;margin:1rem 0 .2rem}
 table{border-collapse:collapse;font-size:.87rem;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
+th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}.summary td{white-space:nowrap}
 th{font-weight:600}th:first-child,td.sample,tr>th[scope=row]{text-align:left}thead th{color:var(--soft);font-weight:500}
 th small{display:block;color:var(--soft);font-weight:400}.default{color:var(--soft)}td.sample{white-space:pre-wrap;max-width:60rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr));gap:1rem}

@@ -53,6 +53,10 @@ at::Tensor SafetensorsFile::tensor(const std::string& name) const {
       const_cast<char*>(bytes.data()), found.shape, [keep = file_](void*) {}, at::TensorOptions().dtype(found.dtype));
 }
 
+void SafetensorsFile::release() const {
+  file_->file.release(file_->file.bytes().size());
+}
+
 const std::map<std::string, std::string>& SafetensorsFile::metadata() const {
   return file_->header.metadata;
 }

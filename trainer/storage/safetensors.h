@@ -30,6 +30,13 @@ class TensorSource {
   // A view of the mapped file (keeps the mapping alive; never write to it), a copy where the file's elements are not
   // aligned. Throws Error as info() does, and for BOOL data other than 0 and 1.
   virtual at::Tensor tensor(const std::string& name) const = 0;
+  // Gives back the memory of what was read of mapped files. Views stay valid: they are read from the file again when
+  // they are used again.
+  virtual void release() const {}
+  // Elements [begin, end) of the flattened tensor: only these are read, where the source can.
+  virtual at::Tensor slice(const std::string& name, int64_t begin, int64_t end) const {
+    return tensor(name).flatten().slice(0, begin, end);
+  }
 };
 
 // One mapped .safetensors file. Dtypes: F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL. Throws Error naming the file for: a
@@ -42,6 +49,7 @@ class SafetensorsFile : public TensorSource {
   bool contains(const std::string& name) const override;
   TensorInfo info(const std::string& name) const override;
   at::Tensor tensor(const std::string& name) const override;
+  void release() const override;
   const std::map<std::string, std::string>& metadata() const;
 
  private:

@@ -42,6 +42,9 @@ class IndexedTensors : public TensorSource {
   bool contains(const std::string& name) const override { return tensors_.contains(name); }
   TensorInfo info(const std::string& name) const override { return shard(name).info(name); }
   at::Tensor tensor(const std::string& name) const override { return shard(name).tensor(name); }
+  void release() const override {
+    for (const auto& [name, file] : tensors_) file->release();
+  }
 
  private:
   std::string checked_file_name(const nlohmann::json& value, const std::string& name) const {

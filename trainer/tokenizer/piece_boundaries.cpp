@@ -1,7 +1,5 @@
 #include "tokenizer/piece_boundaries.h"
 
-#include <sentencepiece_processor.h>
-
 #include "tokenizer/sentencepiece_proto.h"
 
 namespace uniattn {
@@ -18,10 +16,8 @@ PieceBoundaries::Character PieceBoundaries::first_character(std::string_view tex
   return {kClasses - 1, lead < 0xE0 ? 2u : lead < 0xF0 ? 3u : 4u};
 }
 
-PieceBoundaries::PieceBoundaries(const sentencepiece::SentencePieceProcessor& processor) {
-  for (int id = 0; id < processor.GetPieceSize(); ++id) {
-    if (processor.IsControl(id) || processor.IsUnknown(id) || processor.IsByte(id)) continue;  // match no text
-    std::string_view piece = processor.IdToPiece(id);
+PieceBoundaries::PieceBoundaries(const std::vector<std::string>& pieces) {
+  for (std::string_view piece : pieces) {
     for (size_t left = kClasses; !piece.empty();) {
       const auto [kind, bytes] = first_character(piece);
       if (left < kClasses) neighbours_[left].set(kind);

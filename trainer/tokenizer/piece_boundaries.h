@@ -1,14 +1,12 @@
-// Where a SentencePiece model can be applied to the parts of a text instead of the whole: between two characters that
+// Where a BPE model of pieces can be applied to the parts of a text instead of the whole: between two characters that
 // are neighbours in none of its pieces. The parts are short and repeat, so that most need to be encoded only once.
 #pragma once
 #include <array>
 #include <bitset>
 #include <functional>
+#include <string>
 #include <string_view>
-
-namespace sentencepiece {
-class SentencePieceProcessor;
-}
+#include <vector>
 
 namespace uniattn {
 
@@ -20,7 +18,8 @@ bool encodes_parts_independently(const SentencePieceTraits& traits);
 
 class PieceBoundaries {
  public:
-  explicit PieceBoundaries(const sentencepiece::SentencePieceProcessor& processor);
+  // `pieces`: those that text can become, but for single bytes.
+  explicit PieceBoundaries(const std::vector<std::string>& pieces);
   // Calls `part` with the parts of `text` (valid UTF-8), in order.
   void split(std::string_view text, const std::function<void(std::string_view)>& part) const;
 

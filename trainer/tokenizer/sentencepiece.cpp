@@ -41,6 +41,16 @@ std::string bytes_of_piece(const SentencePieceProcessor& processor, int id) {
   return text;
 }
 
+// Those that text is matched against.
+std::vector<std::string> text_pieces(const SentencePieceProcessor& processor) {
+  std::vector<std::string> pieces;
+  for (int id = 0; id < processor.GetPieceSize(); ++id) {
+    if (!processor.IsControl(id) && !processor.IsUnknown(id) && !processor.IsByte(id))
+      pieces.push_back(processor.IdToPiece(id));
+  }
+  return pieces;
+}
+
 class SentencePieceTokenizer : public Tokenizer {
  public:
   SentencePieceTokenizer(std::string_view model, const TokenizerSettings& settings, const std::string& path) {
@@ -52,7 +62,7 @@ class SentencePieceTokenizer : public Tokenizer {
     load_without_special(model, path);
     const SentencePieceTraits traits = read_traits(model);
     prefix_space_ = traits.add_dummy_prefix && settings.add_prefix_space;
-    if (encodes_parts_independently(traits)) boundaries_.emplace(continuing_);
+    if (encodes_parts_independently(traits)) boundaries_.emplace(text_pieces(continuing_));
     for (int id = 0; id < pieces_; ++id) piece_bytes_.push_back(bytes_of_piece(whole_, id));
     bos_ = choose_id(settings.bos, settings.bos_token, whole_.bos_id());
     eos_ = choose_id(settings.eos, settings.eos_token, whole_.eos_id());

@@ -5,6 +5,7 @@
 #include "storage/mapped_file.h"
 #include "support/error.h"
 #include "tokenizer/bpe_tokenizer.h"
+#include "tokenizer/byte_fallback.h"
 #include "tokenizer/sentencepiece.h"
 
 namespace uniattn {
@@ -29,10 +30,14 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& model_directory) {
   }
   if (!fs::exists(json)) {
     fail(
-        "no tokenizer in '{}': expected tokenizer.model (SentencePiece or tiktoken) or tokenizer.json (byte-level BPE)",
+        "no tokenizer in '{}': expected tokenizer.model (SentencePiece or tiktoken) or tokenizer.json (BPE of bytes or "
+        "with byte fallback)",
         model_directory);
   }
-  return make_bpe_tokenizer(parse_tokenizer_json(MappedFile(json).bytes(), json), settings, json);
+  const MappedFile file(json);
+  if (has_byte_fallback(file.bytes(), json))
+    return make_byte_fallback_tokenizer(parse_byte_fallback(file.bytes(), json), settings, json);
+  return make_bpe_tokenizer(parse_tokenizer_json(file.bytes(), json), settings, json);
 }
 
 }  // namespace uniattn

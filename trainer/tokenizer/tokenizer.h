@@ -37,9 +37,10 @@ class Tokenizer {
 };
 
 // The tokenizer of a Hugging Face directory: `tokenizer.model` (SentencePiece, or tiktoken as Llama-3 has it) or
-// `tokenizer.json` (byte-level BPE). bos and eos come from config.json's ids where they are given (of several eos ids
-// the first), then from tokenizer_config.json's bos_token and eos_token, then from the tokenizer's file. Throws Error
-// that names the directory and what was looked for, or the file and what in it is damaged or not supported.
+// `tokenizer.json` (BPE, of bytes or with byte fallback). bos and eos come from config.json's ids where they are given
+// (of several eos ids the first), then from tokenizer_config.json's bos_token and eos_token, then from the tokenizer's
+// file. Throws Error that names the directory and what was looked for, or the file and what in it is damaged or not
+// supported.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& model_directory);
 
 }  // namespace uniattn

@@ -5,6 +5,7 @@
 #include "support/error.h"
 #include "tokenizer/bpe_definition.h"
 #include "tokenizer/byte_level.h"
+#include "tokenizer/tokenizer_json_parts.h"
 
 namespace uniattn {
 namespace {
@@ -13,83 +14,6 @@ using nlohmann::json;
 
 // What a ByteLevel pre-tokenizer splits by when `use_regex` is set: GPT-2's pattern.
 constexpr const char* kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-
-std::string shortened(const json& value) {
-  const std::string text = value.dump();
-  return text.size() <= 80 ? text : text.substr(0, 80) + "...";
-}
-
-// An object of the file, with its place in it for messages.
-class Section {
- public:
-  Section(const json& object, std::string file, std::string path = "")
-      : object_(object), file_(std::move(file)), path_(std::move(path)) {
-    if (!object.is_object())
-      fail("{}: expected an object{}, got {}", file_, path_.empty() ? "" : " as " + path_, shortened(object));
-  }
-  std::string path_of(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
-  std::string name_of(const std::string& key) const { return file_ + ": " + path_of(key); }
-  Section section(const std::string& key) const { return {(*this)[key], file_, path_of(key)}; }
-
-  // null when it is absent.
-  const json& operator[](const std::string& key) const {
-    static const json kAbsent;
-    const auto found = object_.find(key);
-    return found == object_.end() ? kAbsent : *found;
-  }
-
-  // Refuses any other value of `key`.
-  void expect(const std::string& key, const std::vector<json>& supported) const {
-    const json& value = (*this)[key];
-    if (std::find(supported.begin(), supported.end(), value) != supported.end()) return;
-    fail("{} is {}, which is not supported: expected {}", name_of(key), shortened(value), json(supported).dump());
-  }
-
-  // Refuses keys that are not in `known`.
-  void expect_keys(const std::vector<std::string>& known) const {
-    for (const auto& [key, value] : object_.items()) {
-      if (std::find(known.begin(), known.end(), key) == known.end()) fail("{} is not supported", name_of(key));
-    }
-  }
-
-  std::string type() const {
-    if (!(*this)["type"].is_string()) fail("{}: expected a string", name_of("type"));
-    return (*this)["type"];
-  }
-
-  // The items of the list `key` if this is a Sequence; else this alone.
-  std::vector<Section> sequence(const std::string& key) const {
-    if (type() != "Sequence") return {*this};
-    expect_keys({"type", key});
-    if (!(*this)[key].is_array()) fail("{}: expected a list", name_of(key));
-    std::vector<Section> items;
-    for (const json& item : (*this)[key]) {
-      items.push_back({item, file_, fmt::format("{}[{}]", path_of(key), items.size())});
-    }
-    return items;
-  }
-
-  [[noreturn]] void refuse_type() const { fail("{}: \"{}\" is not supported", name_of("type"), type()); }
-
- private:
-  const json& object_;
-  std::string file_, path_;
-};
-
-std::vector<AddedToken> read_added_tokens(const Section& file) {
-  std::vector<AddedToken> added;
-  const json& list = file["added_tokens"];
-  if (!list.is_array() && !list.is_null()) fail("{}: expected a list", file.name_of("added_tokens"));
-  for (size_t i = 0; i < list.size(); ++i) {
-    const std::string where = fmt::format("{}[{}]", file.name_of("added_tokens"), i);
-    const json& entry = list[i];
-    if (!entry.is_object() || !entry.contains("id") || !entry["id"].is_number_integer() || entry["id"] >= kMaxTokens) {
-      fail("{}: expected an object with an \"id\" in [0, {})", where, kMaxTokens);
-    }
-    added.push_back(read_added_token(entry, entry["id"].get<int64_t>(), where));
-  }
-  return added;
-}
 
 // Ids of the tokens that text can become, by the way the file writes them.
 using Vocabulary = std::unordered_map<std::string_view, int32_t>;
@@ -119,18 +43,6 @@ Vocabulary read_vocabulary(const Section& model, BpeDefinition& definition) {
   return vocabulary;
 }
 
-// Both ways of writing a merge: "a b" and ["a", "b"].
-std::optional<std::pair<std::string, std::string>> merge_parts(const json& merge) {
-  if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
-    return std::pair(merge[0].get<std::string>(), merge[1].get<std::string>());
-  }
-  if (!merge.is_string()) return std::nullopt;
-  const std::string& text = merge.get_ref<const std::string&>();
-  const size_t space = text.find(' ');
-  if (space == text.npos || text.find(' ', space + 1) != text.npos) return std::nullopt;
-  return std::pair(text.substr(0, space), text.substr(space + 1));
-}
-
 void read_merges(const Section& model, const Vocabulary& vocabulary, BpeDefinition& definition) {
   const json& merges = model["merges"];
   if (!merges.is_array()) fail("{}: expected a list", model.name_of("merges"));
@@ -154,10 +66,6 @@ void read_model(const Section& model, BpeDefinition& definition) {
   model.expect_keys({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
                      "byte_fallback", "ignore_merges", "vocab", "merges"});
   model.expect("type", {nullptr, "BPE"});
-  if (model["byte_fallback"] == true) {
-    fail("{} is true: this is a SentencePiece model in another form; put its original tokenizer.model beside it",
-         model.name_of("byte_fallback"));
-  }
   model.expect("byte_fallback", {nullptr, false});
   model.expect("dropout", {nullptr, 0});
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) model.expect(key, {nullptr, ""});
@@ -195,36 +103,6 @@ void read_pre_tokenizer(const Section& pre_tokenizer, BpeDefinition& definition)
   fail("{}: expected Split steps and ByteLevel at the end", pre_tokenizer.name_of("pretokenizers"));
 }
 
-// A template may put one special token, the BOS, before the text.
-void read_template(const Section& section, BpeDefinition& definition) {
-  section.expect_keys({"type", "single", "pair", "special_tokens"});
-  const json& single = section["single"];
-  const json text = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
-  const bool has_bos = single.is_array() && single.size() == 2 && single[0].is_object() &&
-                       single[0].contains("SpecialToken") && single[1] == text;
-  if (single == json::array({text})) return;
-  if (!has_bos)
-    fail("{} is {}, which is not supported: expected the text, or one special token before it",
-         section.name_of("single"), shortened(single));
-  const Section bos{single[0]["SpecialToken"], section.name_of("single"), "SpecialToken"};
-  if (!bos["id"].is_string()) fail("{}: expected a string", bos.name_of("id"));
-  const json& ids = section.section("special_tokens").section(bos["id"])["ids"];
-  if (!ids.is_array() || ids.size() != 1 || !ids[0].is_number_integer() || ids[0] < 0 || ids[0] >= kMaxTokens) {
-    fail("{}: expected one id for {}", section.name_of("special_tokens"), bos["id"].dump());
-  }
-  definition.bos = ids[0].get<int32_t>();
-}
-
-void read_post_processor(const Section& post_processor, BpeDefinition& definition) {
-  for (const Section& step : post_processor.sequence("processors")) {
-    if (step.type() == "TemplateProcessing") {
-      read_template(step, definition);
-    } else if (step.type() != "ByteLevel") {  // which moves offsets, not ids
-      step.refuse_type();
-    }
-  }
-}
-
 }  // namespace
 
 BpeDefinition parse_tokenizer_json(std::string_view text, const std::string& where) {
@@ -237,14 +115,10 @@ BpeDefinition parse_tokenizer_json(std::string_view text, const std::string& whe
   read_model(file.section("model"), definition);
   file.expect("normalizer", {nullptr, {{"type", "Sequence"}, {"normalizers", json::array()}}});
   read_pre_tokenizer(file.section("pre_tokenizer"), definition);
-  if (!file["post_processor"].is_null()) read_post_processor(file.section("post_processor"), definition);
+  definition.bos = read_bos(file);
   if (!file["decoder"].is_null() && file.section("decoder").type() != "ByteLevel")
     file.section("decoder").refuse_type();
   return definition;
-}
-
-std::vector<AddedToken> parse_added_tokens(std::string_view text, const std::string& where) {
-  return read_added_tokens({parse_json(text, where), where});
 }
 
 }  // namespace uniattn

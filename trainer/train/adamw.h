@@ -1,32 +1,33 @@
 // AdamW (Loshchilov and Hutter, arXiv 1711.05101) over float32 masters, by PyTorch's fused kernel.
 #pragma once
+#include "checkpoint/snapshot.h"
 #include "config/config.h"
-#include "storage/safetensors.h"
 #include "train/parameters.h"
 
 namespace uniattn {
 
+// Moments of the segments that this rank updates, in float32 or, for half the memory, in bfloat16 with stochastic
+// rounding (docs/training.md): what is rounded depends on the update's number and the element alone.
 class AdamW {
  public:
-  AdamW(const TrainedParameters& parameters, const OptimizerConfig& config);
+  AdamW(const Parameters& parameters, const OptimizerConfig& config);
 
   // One update of the masters from the gradients. Vectors (norm weights) are not decayed.
-  void step(const TrainedParameters& parameters, double learning_rate);
+  void step(const Parameters& parameters, double learning_rate);
 
-  // First and second moments and step counts, by parameter name; load() takes exactly what state() gave.
-  NamedTensors state() const;
-  void load(const NamedTensors& state);
+  // What this rank keeps of the moments `exp_avg.NAME` and `exp_avg_sq.NAME`; and the count of updates, `step`.
+  TensorParts state(const Parameters& parameters, bool first_rank) const;
+  // Takes its slices of what all ranks' state() gave, however many they were. Throws Error when a tensor is missing.
+  void load(const Parameters& parameters, const TensorSource& moments);
 
  private:
-  // Parameters that share a weight decay, as indices into TrainedParameters.
-  struct Group {
-    double weight_decay;
-    std::vector<size_t> members;
-  };
+  void step_in_bfloat16(const Segment& segment, at::Tensor& first, at::Tensor& second, double learning_rate);
+  double decay_of(const Segment& segment) const;
+
   OptimizerConfig config_;
-  std::vector<std::string> names_;
-  std::vector<at::Tensor> first_, second_, steps_;
-  std::vector<Group> groups_;
+  at::ScalarType dtype_;                    // of the moments
+  std::vector<at::Tensor> first_, second_;  // by segment: [n]
+  at::Tensor steps_;                        // [] float32: updates so far
 };
 
 }  // namespace uniattn

@@ -73,11 +73,11 @@ std::string masked_crc(std::string_view bytes) {
 
 }  // namespace
 
-EventFile::EventFile(const std::string& directory, int64_t done_steps)
+EventFile::EventFile(const std::string& directory, int64_t first_step)
     : path_(fmt::format("{}/events.out.tfevents.{:.6f}.{}.{}", directory, now(), host_name(), ::getpid())) {
   append(event(0).bytes(3, "brain.Event:2").str());  // the version of the format
   constexpr int64_t kStart = 1;
-  append(event(done_steps + 1).message(7, Message().integer(1, kStart)).str());
+  append(event(first_step).message(7, Message().integer(1, kStart)).str());
 }
 
 void EventFile::add_scalars(int64_t step, const std::vector<std::pair<std::string, double>>& values) {

@@ -33,14 +33,16 @@ void append_line(const std::string& path, const nlohmann::ordered_json& line) {
   if (!out) fail("cannot append to `{}`: is the disk full?", path);
 }
 
-void trim_lines(const std::string& path, int64_t done_steps) {
+void trim_lines(const std::string& path, const ToldSteps& told) {
   if (!std::filesystem::exists(path)) return;
   std::ifstream in(path);
   std::string kept;
-  for (std::string line; std::getline(in, line);) {
-    const nlohmann::json object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!object.is_object()) continue;  // the torn last line of a killed process
-    if (object.value("run_step", std::numeric_limits<int64_t>::max()) <= done_steps) kept += line + "\n";
+  for (std::string text; std::getline(in, text);) {
+    const nlohmann::json line = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (!line.is_object()) continue;  // the torn last line of a killed process
+    const int64_t step = line.value("run_step", std::numeric_limits<int64_t>::max());
+    const bool unknown_evaluation = step == told.steps && line.contains("held_out_loss") && !told.evaluation;
+    if (step <= told.steps && !unknown_evaluation) kept += text + "\n";
   }
   write_file_atomically(path, kept);
 }

@@ -4,6 +4,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace uniattn {
 
@@ -16,9 +17,10 @@ struct RunStep {
 
 struct StepMetrics {
   RunStep at;
-  double loss = 0;                     // cross-entropy in nats per supervised token, before the update
+  double loss = 0;                       // cross-entropy in nats per supervised token, before the update
   std::optional<double> distill_loss{};  // in stages that distill
   double learning_rate = 0, gradient_norm = 0;
+  std::vector<int64_t> failed_ranks{};        // whose loss is not finite
   bool updated = true;                        // false: the gradient was not finite and the step was left out
   int64_t tokens = 0, supervised_tokens = 0;  // of this step, over all ranks
   double seconds = 0;                         // of this step
@@ -31,8 +33,14 @@ nlohmann::ordered_json to_json(const StepMetrics& metrics);
 // Appends one line, on its way to the disk when this returns. Throws Error when it cannot.
 void append_line(const std::string& path, const nlohmann::ordered_json& line);
 
-// Keeps the lines whose `run_step` is at most `done_steps`. What a killed process wrote beyond its last snapshot goes,
-// so that a resumed run has each step once.
-void trim_lines(const std::string& path, int64_t done_steps);
+// What a run's files may tell when it goes on: the steps up to its snapshot, so that each is told once although a
+// killed process had gone further.
+struct ToldSteps {
+  int64_t steps = 0;        // over all stages
+  bool evaluation = false;  // whether the held-out loss behind the last of them is known
+};
+
+// Keeps the lines of those steps.
+void trim_lines(const std::string& path, const ToldSteps& told);
 
 }  // namespace uniattn

@@ -15,10 +15,10 @@ nlohmann::ordered_json place(const RunStep& at) {
 
 }  // namespace
 
-Monitor::Monitor(const RunDirectory& run, int64_t done_steps)
-    : metrics_(run.metrics()), samples_(run.samples()), events_(run.path, done_steps) {
-  trim_lines(metrics_, done_steps);
-  trim_lines(samples_, done_steps);
+Monitor::Monitor(const RunDirectory& run, const ToldSteps& told)
+    : metrics_(run.metrics()), samples_(run.samples()), events_(run.path, told.steps > 0 ? told.steps + 1 : 0) {
+  trim_lines(metrics_, told);
+  trim_lines(samples_, told);
 }
 
 void Monitor::step(const StepMetrics& m) {

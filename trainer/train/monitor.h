@@ -10,8 +10,8 @@ namespace uniattn {
 
 class Monitor {
  public:
-  // Of a run that stands at `done_steps`: what its files say about later ones is removed.
-  Monitor(const RunDirectory& run, int64_t done_steps);
+  // What the run's files tell beyond `told` is removed.
+  Monitor(const RunDirectory& run, const ToldSteps& told);
 
   void step(const StepMetrics& metrics);
   void held_out(const RunStep& at, const Evaluation& evaluation);

@@ -82,7 +82,8 @@ at::Tensor Objective::logit_divergence(const Batch& batch, const at::Tensor& hid
   const at::Tensor own_hidden = hidden.index_select(0, rows);
   const double temperature = distill_->temperature;
   const int64_t chunk = std::max<int64_t>(1, kLogitElements / student_.config.vocab_size);
-  at::Tensor sum = at::zeros({}, hidden.options().dtype(at::kFloat));
+  // Backward passes through the model even where no token is supervised: other ranks count on this one.
+  at::Tensor sum = hidden.sum().to(at::kFloat) * 0;
   for (int64_t begin = 0; begin < rows.size(0); begin += chunk) {
     const int64_t count = std::min(chunk, rows.size(0) - begin);
     const auto divergence = [this, temperature, target = target_hidden.narrow(0, begin, count)](

@@ -1,45 +1,77 @@
-// The parameters that a stage trains: leaves for compute, float32 masters for the update, float32 gradient sums.
+// The parameters of a model in training: present where they are computed with, in float32 where they are updated.
 #pragma once
-#include <ATen/core/Tensor.h>
-
-#include <map>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "checkpoint/snapshot.h"
 #include "model/decoder.h"
-#include "parallel/process_group.h"
-#include "train/trained_set.h"
+#include "parallel/sharding.h"
+#include "train/flat_group.h"
 
 namespace uniattn {
 
-// Masters outlive stages: what one stage trained keeps its float32 value while a later one leaves it frozen.
-using Masters = std::map<std::string, at::Tensor>;
-
-class TrainedParameters {
+// One flat group per part of the model and role. A pass over the model tells it, as the model's observer, when parts
+// begin and end; hooks on the stream do so for backward. A part's gradients are moved to float32 sums as soon as its
+// backward is over, and communication runs beside the computation of the next part.
+class Parameters : public PartObserver {
  public:
-  // Parameters outside `set` require no gradient. Missing masters are made from the model's weights; present ones must
-  // have the values that the model shows. Throws UsageError when the set, or one of its patterns, fits nothing.
-  TrainedParameters(Decoder& model, const TrainedSet& set, Masters& masters);
+  using RoleOf = std::function<Role(const std::string& name)>;
 
-  const std::vector<std::string>& names() const { return names_; }
-  const std::vector<at::Tensor>& masters() const { return masters_; }
-  const std::vector<at::Tensor>& gradients() const { return gradients_; }
-  int64_t count() const;  // elements
+  // Fills `model`, whose config and plan are set, from `source`: each rank reads what it holds. Model and sharding must
+  // outlive this object.
+  Parameters(Decoder& model, const TensorSource& source, const RoleOf& role_of, const Sharding& sharding,
+             at::ScalarType dtype, at::Device device);
+  ~Parameters() override;
+  Parameters(const Parameters&) = delete;
+  Parameters& operator=(const Parameters&) = delete;
 
-  // Adds the leaves' gradients of one micro-batch to the float32 sums and clears them.
-  void accumulate();
-  void all_reduce(ProcessGroup& group);
-  // The global L2 norm over all gradients.
-  double gradient_norm() const;
+  int64_t count() const;  // trained elements, of the whole model
+
+  // A step is begin_step(), then for each micro-batch begin_micro_batch(), forward and backward, end_micro_batch(). All
+  // ranks do so equally often. Gradients are summed over the ranks in the last one; with `full` in each, because whole
+  // sums are what it is to avoid.
+  void begin_step();
+  void begin_micro_batch(bool last);
+  void end_micro_batch();
+
+  // Of the whole gradient, over all ranks: the same on each.
+  double gradient_norm(ProcessGroup& group) const;
   void scale_gradients(double factor);
-  // Zeroes the sums for the next step.
-  void clear();
-  // Rounds the updated masters into the model's leaves.
+  // After the masters were updated.
   void publish();
 
+  // What this rank updates, in the same order every time; `role` trained or carried.
+  std::vector<Segment> segments(Role role) const;
+
+  void enter(int64_t part) override;
+  void leave(int64_t part, const at::Tensor& stream, const at::Tensor& inner) override;
+
  private:
-  std::vector<std::string> names_;
-  std::vector<at::Tensor> leaves_, masters_, gradients_;
+  using Groups = std::vector<FlatGroup*>;
+  int64_t last_part() const { return static_cast<int64_t>(parts_.size()) - 1; }
+  Groups needed_by(int64_t part) const;
+  void start_gather(int64_t part);
+  void gather(int64_t part);
+  void release(int64_t part);
+  void begin_backward(int64_t part);
+  void end_backward(int64_t part);
+  void advance_reduction(FlatGroup* next);
+
+  Decoder& model_;
+  std::vector<std::unique_ptr<FlatGroup>> groups_;
+  std::vector<Groups> parts_;  // groups by part
+  Groups trained_;
+  std::vector<bool> needs_backward_;  // by part, in the pass under way
+  std::vector<bool> done_;            // by part: its backward is over
+  bool last_ = false, reduces_each_ = false;
+  // One group each at a time: the buffers are as large as it.
+  FlatGroup* reducing_ = nullptr;
+  Pending replicating_;
 };
+
+// The elements of `values`, which belongs to `segment`, that this rank writes to a snapshot under `name`.
+TensorPart kept_part(const Segment& segment, const std::string& name, const at::Tensor& values);
 
 }  // namespace uniattn

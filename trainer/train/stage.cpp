@@ -5,11 +5,29 @@
 
 #include "train/device_probe.h"
 #include "train/schedule.h"
+#include "train/trained_set.h"
 
 namespace uniattn {
+namespace {
+
+Parameters::RoleOf roles(const Decoder& model, const TrainedSet& set, const TensorSource* carried) {
+  std::vector<std::string> names;
+  for (const TensorSpec& spec : tensor_specs(model.config, model.plan)) names.push_back(spec.name);
+  check_trained_set(set, names);
+  return [&set, carried](const std::string& name) {
+    if (is_trained(set, name)) return Role::trained;
+    return carried && carried->contains(name) ? Role::carried : Role::frozen;
+  };
+}
+
+}  // namespace
 
 struct Stage::Share {
-  std::vector<Batch> batches;
+  struct MicroBatch {
+    Batch batch;
+    double weight;  // 0 where it only keeps the ranks together
+  };
+  std::vector<MicroBatch> batches;
   StepTokens tokens;  // of the whole step, over all ranks
   StepFlops flops;    // likewise
 };
@@ -22,17 +40,27 @@ Loader make_loader(const Config& config, const TokenShards& shards, int64_t inde
 }
 
 Stage::Stage(const TrainingRun& run, int64_t index, int64_t steps, Decoder& model, const Decoder* teacher,
-             Masters& masters, double peak_flops)
+             const TensorSource& weights, const TensorSource* carried, const Sharding& sharding, at::Device device,
+             double peak_flops)
     : run_(run),
       config_(run.config.stages[index]),
       steps_(steps),
-      device_(model.embedding.device()),
-      parameters_(model, config_.train, masters),
+      device_(device),
+      parameters_(model, weights, roles(model, config_.train, carried), sharding, parse_dtype(run.config.model.dtype),
+                  device),
       optimizer_(parameters_, run.config.optimizer),
       loader_(make_loader(run.config, run.train, index, run.rows_per_step())),
       objective_(config_, model, teacher),
       flops_(model.config, model.plan, config_.train, run.config.data.max_length),
       peak_flops_(peak_flops) {}
+
+TensorParts Stage::weights() const {
+  TensorParts parts;
+  for (const Role role : {Role::trained, Role::carried})
+    for (const Segment& segment : parameters_.segments(role))
+      if (segment.kept > 0) parts.push_back(kept_part(segment, segment.name, segment.master));
+  return parts;
+}
 
 StepMetrics Stage::step(int64_t step) {
   const auto start = std::chrono::steady_clock::now();
@@ -59,10 +87,14 @@ Stage::Share Stage::fetch(int64_t step) const {
   for (int64_t micro = 0; micro < run_.config.optimizer.accumulation; ++micro) {
     const auto documents =
         micro_batch(rows, micro, run_.config.optimizer.accumulation, run_.group.rank(), run_.group.world_size());
-    if (documents.empty()) continue;
-    for (const Document& document : documents) lengths.push_back(static_cast<int64_t>(document.tokens.size()));
-    share.batches.push_back(to_device(make_batch(documents), device_));
-    tokens += share.batches.back().tokens.size(0), supervised += share.batches.back().supervised;
+    // Ranks pass through the model together: one without rows takes a token without a loss.
+    const Batch batch = documents.empty() ? make_silent_batch(rows[0][0]) : make_batch(documents);
+    share.batches.push_back({to_device(batch, device_), documents.empty() ? 0.0 : 1.0});
+    supervised += batch.supervised;
+    for (const Document& document : documents) {
+      lengths.push_back(static_cast<int64_t>(document.tokens.size()));
+      tokens += lengths.back();
+    }
   }
   const StepFlops own = flops_.count(lengths);
   at::Tensor totals =
@@ -75,20 +107,24 @@ Stage::Share Stage::fetch(int64_t step) const {
 }
 
 void Stage::forward_and_backward(const Share& share, StepMetrics& metrics) {
-  parameters_.clear();
+  parameters_.begin_step();
   at::Tensor losses = at::zeros({2}, at::dtype(at::kDouble).device(device_));
-  for (const Batch& batch : share.batches) {
+  for (size_t i = 0; i < share.batches.size(); ++i) {
+    parameters_.begin_micro_batch(/*last=*/i + 1 == share.batches.size());
+    const auto& [batch, weight] = share.batches[i];
     const Loss loss = objective_(batch, share.tokens);
-    loss.total.backward();
-    parameters_.accumulate();
-    losses[0] += loss.cross_entropy;
-    if (loss.distillation.defined()) losses[1] += loss.distillation;
+    (loss.total * weight).backward();
+    parameters_.end_micro_batch();
+    losses[0] += loss.cross_entropy * weight;
+    if (loss.distillation.defined()) losses[1] += loss.distillation * weight;
   }
-  parameters_.all_reduce(run_.group);
-  run_.group.all_reduce_sum(losses);
-  metrics.loss = losses[0].item<double>();
-  if (config_.distill) metrics.distill_loss = losses[1].item<double>();
-  metrics.gradient_norm = parameters_.gradient_norm();
+  const std::vector<double> of_ranks = run_.group.all_gather(losses[0].item<double>());
+  for (size_t rank = 0; rank < of_ranks.size(); ++rank) {
+    metrics.loss += of_ranks[rank];
+    if (!std::isfinite(of_ranks[rank])) metrics.failed_ranks.push_back(static_cast<int64_t>(rank));
+  }
+  if (config_.distill) metrics.distill_loss = run_.group.sum(losses[1].item<double>());
+  metrics.gradient_norm = parameters_.gradient_norm(run_.group);
 }
 
 void Stage::update(StepMetrics& metrics) {

@@ -14,16 +14,21 @@ Loader make_loader(const Config& config, const TokenShards& shards, int64_t inde
 
 class Stage {
  public:
-  // `run`, `model`, `teacher` (null where the stage does not distill) and `masters` must outlive this object.
+  // Fills `model` from `weights`; those parameters that `carried` names keep their float32 values though they are
+  // frozen. `run`, `model`, `teacher` (null where the stage does not distill) and `sharding` must outlive this object.
   // `peak_flops`: operations per second of each rank's device. Throws UsageError for a trained set that fits nothing.
-  Stage(const TrainingRun& run, int64_t index, int64_t steps, Decoder& model, const Decoder* teacher, Masters& masters,
+  Stage(const TrainingRun& run, int64_t index, int64_t steps, Decoder& model, const Decoder* teacher,
+        const TensorSource& weights, const TensorSource* carried, const Sharding& sharding, at::Device device,
         double peak_flops);
 
   // Optimizer step `step` (from 0): forward and backward over the micro-batches, then the update, which is left out
   // when the gradient is not finite. All ranks see the same numbers and decide alike.
   StepMetrics step(int64_t step);
 
-  AdamW& optimizer() { return optimizer_; }
+  // What this rank has to save, and back.
+  TensorParts weights() const;
+  TensorParts moments() const { return optimizer_.state(parameters_, run_.group.rank() == 0); }
+  void load_moments(const TensorSource& moments) { optimizer_.load(parameters_, moments); }
   int64_t trained_parameters() const { return parameters_.count(); }
 
  private:
@@ -36,7 +41,7 @@ class Stage {
   const StageConfig& config_;
   int64_t steps_;
   at::Device device_;
-  TrainedParameters parameters_;
+  Parameters parameters_;
   AdamW optimizer_;
   Loader loader_;
   Objective objective_;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "config/nearest.h"
 #include "model/layer.h"
 #include "support/error.h"
 
@@ -26,8 +25,8 @@ bool is_trained(const TrainedSet& set, const std::string& name) {
 void check_trained_set(const TrainedSet& set, const std::vector<std::string>& names) {
   for (const std::string& pattern : set.patterns)
     if (std::ranges::none_of(names, [&](const std::string& name) { return fits(pattern, name); }))
-      fail_usage("a stage trains `{}`, and no tensor of the model has such a name; the nearest is `{}`", pattern,
-                 nearest(pattern, names));
+      fail_usage("a stage trains `{}`, and no tensor of the model has such a name; names look like `{}`", pattern,
+                 names[names.size() / 2]);
   if (std::ranges::none_of(names, [&](const std::string& name) { return is_trained(set, name); }))
     fail_usage(
         "a stage trains `{}`, but the model has no such parameters; give the plan a compensation or drop the stage",

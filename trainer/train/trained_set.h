@@ -10,8 +10,7 @@ namespace uniattn {
 // Whether the tensor of this checkpoint name is trained.
 bool is_trained(const TrainedSet& set, const std::string& name);
 
-// Throws UsageError naming a pattern that fits none of `names`, with the name nearest to it, or the set when it trains
-// nothing at all.
+// Throws UsageError naming a pattern that fits none of `names`, or the set when it trains nothing at all.
 void check_trained_set(const TrainedSet& set, const std::vector<std::string>& names);
 
 }  // namespace uniattn

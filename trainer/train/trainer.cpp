@@ -1,5 +1,7 @@
 #include "train/trainer.h"
 
+#include <fmt/ranges.h>
+
 #include <chrono>
 #include <cmath>
 #include <utility>
@@ -8,6 +10,7 @@
 #include "checkpoint/snapshot.h"
 #include "inference/engine.h"
 #include "parallel/device.h"
+#include "parallel/sharding.h"
 #include "support/error.h"
 #include "support/log.h"
 #include "support/signals.h"
@@ -30,18 +33,26 @@ class Trainer {
       : run_(run),
         config_(run.config),
         device_(compute_device(run.group.local_rank())),
+        sharding_(make_sharding(run.group, parse_shard(config_.parallel.shard), config_.parallel.replicas, device_)),
+        start_(initial_state(run.directory, config_, run.model)),
+        model_{.config = run.model.config,
+               .plan = start_.plan,
+               .embedding = {},
+               .final_norm = {},
+               .head = {},
+               .layers = {}},
         steps_(stage_steps(config_, run.train, run.rows_per_step())) {
-    const RunState start = initial_state(run.directory, config_, run.model);
-    const at::ScalarType dtype = parse_dtype(config_.model.dtype);
-    model_ = Decoder::read(*start.tensors, run.model.config, start.plan, dtype, device_);
     model_.checkpoint_activations = config_.optimizer.activation_checkpointing;
-    resume(options.accept_changes);
+    snapshot_ = open_newest();
+    if (snapshot_) resume(options.accept_changes);
     if (options.stop_after > 0) stop_at_ = done_ + options.stop_after;
-    if (is_first()) monitor_.emplace(run.directory, done_);
-    peak_flops_ = config_.run.peak_tflops ? *config_.run.peak_tflops * 1e12 : measure_matmul_flops(device_, dtype);
   }
 
   Outcome run() {
+    if (is_complete()) return Outcome::finished;
+    if (is_first()) monitor_.emplace(run_.directory, ToldSteps{done_, held_out_loss_.has_value()});
+    const auto given = config_.run.peak_tflops;
+    peak_flops_ = given ? *given * 1e12 : measure_matmul_flops(device_, dtype());
     for (; stage_ < static_cast<int64_t>(steps_.size()); ++stage_, step_ = 0) {
       run_stage();
       const bool last = stage_ + 1 == static_cast<int64_t>(steps_.size());
@@ -52,16 +63,27 @@ class Trainer {
 
  private:
   bool is_first() const { return run_.group.rank() == 0; }
+  bool is_complete() const {
+    const bool at_end = stage_ + 1 == static_cast<int64_t>(steps_.size()) && step_ == steps_[stage_];
+    return at_end && !evaluation_is_due();
+  }
   RunStep here() const { return {config_.stages[stage_].name, step_, steps_[stage_], done_}; }
+
+  at::ScalarType dtype() const { return parse_dtype(config_.model.dtype); }
 
   // Continues the current stage to its end, or until the run is to stop.
   void run_stage() {
+    if (step_ == steps_[stage_] && !evaluation_is_due()) return;
+    Decoder teacher;
+    const std::unique_ptr<Parameters> teacher_parameters = read_teacher(teacher);
+    if (!snapshot_) snapshot_ = open_newest();  // what the stage before has trained
+    Stage stage(run_, stage_, steps_[stage_], model_, teacher_parameters ? &teacher : nullptr, *newest_weights(),
+                snapshot_ ? snapshot_->weights.get() : nullptr, sharding_, device_, peak_flops_);
+    if (step_ > 0 && step_ < steps_[stage_]) stage.load_moments(*snapshot_->moments);
+    snapshot_.reset();
     if (evaluation_is_due()) measure_held_out_loss();  // of where training starts, or left out for a stop
     if (step_ == steps_[stage_]) return;
-    const std::optional<Decoder> teacher = read_teacher();
-    Stage stage(run_, stage_, steps_[stage_], model_, teacher ? &*teacher : nullptr, masters_, peak_flops_);
-    if (!pending_moments_.empty()) stage.optimizer().load(std::exchange(pending_moments_, {}));
-    log::info(fmt::format("stage {}: {} steps, {} done, {:.2f} M trained parameters", config_.stages[stage_].name,
+    log::info(fmt::format("stage {}: {} steps, {} done, {:.3f} M trained parameters", config_.stages[stage_].name,
                           steps_[stage_], step_, static_cast<double>(stage.trained_parameters()) / 1e6));
     while (step_ < steps_[stage_] && !stopping_) {
       train_step(stage);
@@ -72,11 +94,14 @@ class Trainer {
     }
   }
 
-  std::optional<Decoder> read_teacher() const {
-    if (!config_.stages[stage_].distill) return std::nullopt;
-    Decoder teacher = Decoder::read(*open_model_tensors(run_.model.path), run_.model.config, run_.model.plan,
-                                    parse_dtype(config_.model.dtype), device_);
-    return teacher;
+  // The base model, frozen, where the stage distills.
+  std::unique_ptr<Parameters> read_teacher(Decoder& teacher) const {
+    if (!config_.stages[stage_].distill) return nullptr;
+    teacher.config = run_.model.config;
+    teacher.plan = run_.model.plan;
+    const auto frozen = [](const std::string&) { return Role::frozen; };
+    return std::make_unique<Parameters>(teacher, *open_model_tensors(run_.model.path), frozen, sharding_, dtype(),
+                                        device_);
   }
 
   void train_step(Stage& stage) {
@@ -86,12 +111,17 @@ class Trainer {
     held_out_loss_.reset();
     if (monitor_) monitor_->step(metrics);
     skipped_ = metrics.updated ? 0 : skipped_ + 1;
-    if (!metrics.updated && monitor_)
-      monitor_->say(fmt::format("stage {} step {}: the gradient is not finite, the step is skipped", metrics.at.stage,
-                                metrics.at.step));
+    if (metrics.updated) return;
+    // The ranks that fail tell whose data it was.
+    const std::string where = metrics.failed_ranks.empty()
+                                  ? ""
+                                  : fmt::format(" (nor is the loss of rank {})", fmt::join(metrics.failed_ranks, ", "));
+    if (monitor_)
+      monitor_->say(fmt::format("stage {} step {}: the gradient is not finite{}, the step is skipped", metrics.at.stage,
+                                metrics.at.step, where));
     if (skipped_ == kMaxSkippedSteps)
-      fail("{} steps in a row had gradients that are not finite; lower the learning rate or look at the data",
-           kMaxSkippedSteps);
+      fail("{} steps in a row had gradients that are not finite{}; lower the learning rate or look at the data",
+           kMaxSkippedSteps, where);
   }
 
   bool evaluation_is_due() const {
@@ -142,13 +172,9 @@ class Trainer {
   void save(Stage& stage) {
     // Whoever asked to stop does not wait for an evaluation: this snapshot is not compared with others.
     if (config_.checkpoint.keep_best > 0 && !held_out_loss_ && !stopping_) measure_held_out_loss();
-    if (is_first()) {
-      Snapshot snapshot{.state = position(), .weights = {}, .moments = stage.optimizer().state()};
-      for (const auto& [name, master] : masters_) snapshot.weights.emplace_back(name, master.detach());
-      write_snapshot(run_.directory.checkpoints(), done_, snapshot);
+    write_snapshot(run_.directory.checkpoints(), done_, {position(), stage.weights(), stage.moments()}, run_.group);
+    if (is_first())
       prune_snapshots(run_.directory.checkpoints(), {config_.checkpoint.keep_last, config_.checkpoint.keep_best});
-    }
-    run_.group.barrier();  // nobody goes on, or ends, before the snapshot is whole
     last_save_ = Clock::now();
   }
 
@@ -165,27 +191,35 @@ class Trainer {
     return position;
   }
 
-  void resume(bool accept_changes) {
+  std::optional<OpenSnapshot> open_newest() const {
     const auto path = newest_snapshot(run_.directory.checkpoints());
-    if (!path) return;
-    Snapshot snapshot = read_snapshot(*path);
-    check_same(*path, snapshot.state, accept_changes);
-    stage_ = snapshot.state.at("stage");
+    run_.group.require_equal("newest snapshot", path.value_or("none"));
+    if (!path) return std::nullopt;
+    return open_snapshot(*path, run_.group);
+  }
+
+  // Weights as the newest snapshot has them, else as the run starts.
+  std::shared_ptr<const TensorSource> newest_weights() const {
+    if (!snapshot_) return start_.tensors;
+    return std::make_shared<LayeredSource>(
+        std::vector<std::shared_ptr<const TensorSource>>{snapshot_->weights, start_.tensors});
+  }
+
+  void resume(bool accept_changes) {
+    const json& state = snapshot_->state;
+    const std::string path = *newest_snapshot(run_.directory.checkpoints());
+    check_same(path, state, accept_changes);
+    stage_ = state.at("stage");
     if (stage_ >= static_cast<int64_t>(steps_.size()))
-      fail_usage("snapshot `{}` is of stage {}, and the configuration has {}; start a new run.dir", *path, stage_,
+      fail_usage("snapshot `{}` is of stage {}, and the configuration has {}; start a new run.dir", path, stage_,
                  steps_.size());
-    step_ = snapshot.state.at("step");
-    if (const int64_t steps_then = snapshot.state.at("stage_steps"); steps_then != steps_[stage_])
+    step_ = state.at("step");
+    if (const int64_t steps_then = state.at("stage_steps"); steps_then != steps_[stage_])
       step_ = step_in_changed_stage(steps_then);
-    done_ = snapshot.state.at("done");
-    skipped_ = snapshot.state.at("skipped");
-    if (snapshot.state.contains("held_out_loss")) held_out_loss_ = snapshot.state.at("held_out_loss").get<double>();
-    for (auto& [name, tensor] : snapshot.weights) masters_.emplace(name, tensor.to(device_));
-    for (auto& [name, parameter] : model_.parameters())
-      if (const auto master = masters_.find(name); master != masters_.end()) parameter->copy_(master->second);
-    if (step_ < steps_[stage_])
-      pending_moments_ = std::move(snapshot.moments);  // else the next stage starts with fresh ones
-    log::info(fmt::format("continuing from {}", *path));
+    done_ = state.at("done");
+    skipped_ = state.at("skipped");
+    if (state.contains("held_out_loss")) held_out_loss_ = state.at("held_out_loss").get<double>();
+    log::info(fmt::format("continuing from {}", path));
   }
 
   // What decides which rows a step has. The split of a step's rows does not.
@@ -216,16 +250,17 @@ class Trainer {
   const TrainingRun& run_;
   const Config& config_;
   at::Device device_;
+  Sharding sharding_;
+  RunState start_;
   Decoder model_;
   std::vector<int64_t> steps_;               // per stage
   int64_t stage_ = 0, step_ = 0, done_ = 0;  // done_ counts over all stages
   int64_t stop_at_ = -1;                     // in terms of done_; -1: nowhere
   bool stopping_ = false;
-  int64_t skipped_ = 0;                  // steps in a row
-  std::optional<double> held_out_loss_;  // at this step, once measured
-  Masters masters_;
-  NamedTensors pending_moments_;    // of a snapshot, until its stage's optimizer exists
-  std::optional<Monitor> monitor_;  // on rank 0
+  int64_t skipped_ = 0;                   // steps in a row
+  std::optional<double> held_out_loss_;   // at this step, once measured
+  std::optional<OpenSnapshot> snapshot_;  // to continue from, until the stage has read it
+  std::optional<Monitor> monitor_;        // on rank 0
   double peak_flops_ = 0;
   Clock::time_point last_save_ = Clock::now();
 };

@@ -1,52 +1,11 @@
-// Tiles of the superblock's attention, forward and backward. Products take elements E, float or pairs of bfloat16;
-// softmax, sums and gradients of scores are float32 in both cases.
-#include "cpu/kernels.h"
-#include "cpu/simd/gemm.h"
-#include "cpu/simd/mask.h"
-#include "cpu/simd/pack.h"
+// The forward pass of the superblock's attention, one tile of queries at a time.
+#include "cpu/simd/probs.h"
 #include "cpu/simd/tables.h"
 
 namespace uniattn::cpu::UNIATTN_ISA {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
-
-// A tile of a head's packed copy.
-template <class E>
-const E* tile_of(const void* packed, const Tile& tile, int64_t head_dim) {
-  return static_cast<const E*>(packed) + tile.offset * head_dim;
-}
-
-// Scores of a tile before the mask, soft-capped; without soft-cap they still lack the scale. Returns the factor they
-// lack.
-template <class E>
-float score_tile(const AttentionShape& shape, const Tile& queries, const Tile& keys, const void* q_rows,
-                 const void* k_columns, float* scores) {
-  const int64_t d = shape.head_dim, width = padded(keys.count);
-  multiply<E, Layout::kRows>(tile_of<E>(q_rows, queries, d), d, tile_of<E>(k_columns, keys, d), width, scores, width,
-                             queries.count, width, d, false);
-  if (shape.softcap == 0) return shape.scale;
-  const Vec cap = broadcast(shape.softcap), factor = broadcast(shape.scale / shape.softcap);
-  for (int64_t i = 0; i < queries.count * width; i += kLanes) store(scores + i, cap * tanh(load(scores + i) * factor));
-  return 1;
-}
-
-// P = exp(factor * scores - lse), 0 where hidden; `probs` may be `scores`.
-void probs_tile(const AttentionShape& shape, const Tile& queries, const Tile& keys, float factor, const float* lse,
-                const float* scores, float* probs) {
-  const int64_t width = padded(keys.count);
-  for (int64_t i = 0; i < queries.count; ++i) {
-    const Vec row_lse = broadcast(lse[queries.begin + i]);
-    for (int64_t j = i * width; j < (i + 1) * width; j += kLanes) {
-      store(probs + j, exp(load(scores + j) * factor - row_lse));
-    }
-  }
-  hide(shape, queries, keys, 0, probs);
-}
-
-void clear(float* x, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) x[i] = 0;
-}
 
 // Running maximum and sum of the rows of a tile's softmax.
 struct Softmax {
@@ -82,12 +41,29 @@ void softmax_tile(int64_t rows, int64_t width, int64_t head_dim, float* scores, 
   }
 }
 
-// out [queries.count, head_dim] += P V of one tile, which is overwritten.
+// out [queries.count, head_dim] += P V of one tile, P by rows.
 template <class E>
-void add_output(const Tile& queries, const Tile& keys, int64_t d, float* probs, const void* v_paired, float* out) {
-  const int64_t width = padded(keys.count);
-  const E* p = as_rows(probs, queries.count, width, reinterpret_cast<E*>(probs));
-  multiply<E, Layout::kRows>(p, width, tile_of<E>(v_paired, keys, d), d, out, d, queries.count, d, keys.count, true);
+void add_output(const Tile& queries, const Tile& keys, int64_t d, const E* probs, const void* v_paired, float* out) {
+  multiply<E, Layout::kRows>(probs, padded(keys.count), tile_of<E>(v_paired, keys, d), d, out, d, queries.count, d,
+                             keys.count, true);
+}
+
+template <class T>
+void copy(const float* from, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; i += kLanes) store(to + i, load(from + i));
+}
+
+// Keeps P of a tile of queries, from its scores. Rebuilt, it has the same bits.
+void keep_probs(const ForwardArgs& args, float factor, float* scores) {
+  const AttentionShape& shape = args.shape;
+  const Tile& queries = shape.tiles[args.tile];
+  for (int64_t t = args.keys.first; t < args.keys.last; ++t, scores += kTile * kTile) {
+    const Tile& keys = shape.tiles[t];
+    const int64_t count = queries.count * padded(keys.count);
+    probs_tile(shape, queries, keys, factor, args.lse, scores, scores);
+    shape.type == Type::kFloat32 ? copy(scores, count, kept_block<float>(args.kept, queries, keys))
+                                 : copy(scores, count, kept_block<BFloat16>(args.kept, queries, keys));
+  }
 }
 
 template <class E>
@@ -95,25 +71,39 @@ void leader_forward_of(const ForwardArgs& args) {
   const AttentionShape& shape = args.shape;
   const Tile& queries = shape.tiles[args.tile];
   const int64_t d = shape.head_dim;
-  float *scores = args.scratch, *out = scores + kTile * kTile;
+  float *tile = args.scratch, *out = tile + kTile * kTile, *scores = out + kTile * d;
+  float factor = 1;
   Softmax state;
   for (int64_t i = 0; i < queries.count; ++i) state.maximum[i] = -kInfinity, state.total[i] = 0;
   clear(out, queries.count * d);
   for (int64_t t = args.keys.first; t < args.keys.last; ++t) {
     const Tile& keys = shape.tiles[t];
     const int64_t width = padded(keys.count);
-    const float factor = score_tile<E>(shape, queries, keys, args.q_rows, args.k_columns, scores);
-    for (int64_t i = 0; i < queries.count * width; i += kLanes) store(scores + i, load(scores + i) * factor);
-    hide(shape, queries, keys, -kInfinity, scores);
-    softmax_tile(queries.count, width, d, scores, out, state);
-    add_output<E>(queries, keys, d, scores, args.v_paired, out);
+    float* raw = args.kept ? scores + (t - args.keys.first) * kTile * kTile : tile;
+    factor = score_tile<E>(shape, queries, keys, args.q_rows, args.k_columns, raw);
+    for (int64_t i = 0; i < queries.count * width; i += kLanes) store(tile + i, load(raw + i) * factor);
+    hide(shape, queries, keys, -kInfinity, tile);
+    softmax_tile(queries.count, width, d, tile, out, state);
+    add_output<E>(queries, keys, d, as_rows(tile, queries.count, width, reinterpret_cast<E*>(tile)), args.v_paired,
+                  out);
   }
   for (int64_t i = 0; i < queries.count; ++i) {
     const float inverse = 1 / state.total[i];
     for (int64_t c = 0; c < d; c += kLanes) store(out + i * d + c, load(out + i * d + c) * inverse);
     args.lse[queries.begin + i] = state.maximum[i] + __builtin_logf(state.total[i]);
   }
+  if (args.kept) keep_probs(args, factor, scores);
   write_tile(out, queries, d, 1, shape.type, args.out, args.out_stride);
+}
+
+// P of a follower's tile, by rows.
+template <class E>
+const E* follower_probs(const ForwardArgs& args, const Tile& keys, float* buffer) {
+  const Tile& queries = args.shape.tiles[args.tile];
+  if (args.kept) return kept_rows<E>(args.shape, args.kept, queries, keys, buffer);
+  const float factor = score_tile<E>(args.shape, queries, keys, args.q_rows, args.k_columns, buffer);
+  probs_tile(args.shape, queries, keys, factor, args.lse, buffer, buffer);
+  return as_rows(buffer, queries.count, padded(keys.count), reinterpret_cast<E*>(buffer));
 }
 
 template <class E>
@@ -121,123 +111,22 @@ void follower_forward_of(const ForwardArgs& args) {
   const AttentionShape& shape = args.shape;
   const Tile& queries = shape.tiles[args.tile];
   const int64_t d = shape.head_dim;
-  float *probs = args.scratch, *out = probs + kTile * kTile;
+  float *buffer = args.scratch, *out = buffer + kTile * kTile;
   clear(out, queries.count * d);
   for (int64_t t = args.keys.first; t < args.keys.last; ++t) {
     const Tile& keys = shape.tiles[t];
-    const float factor = score_tile<E>(shape, queries, keys, args.q_rows, args.k_columns, probs);
-    probs_tile(shape, queries, keys, factor, args.lse, probs, probs);
-    add_output<E>(queries, keys, d, probs, args.v_paired, out);
+    add_output<E>(queries, keys, d, follower_probs<E>(args, keys, buffer), args.v_paired, out);
   }
   write_tile(out, queries, d, 1, shape.type, args.out, args.out_stride);
 }
 
-// gradient [keys.count, head_dim] += weights^T rows, for P^T dO and dS^T Q; both operands are paired over the queries.
-template <class E>
-void add_key_gradient(const Tile& queries, const Tile& keys, int64_t d, const E* weights, const void* rows,
-                      float* gradient) {
-  multiply<E, Layout::kPaired>(weights, padded(keys.count), tile_of<E>(rows, queries, d), d, gradient, d, keys.count, d,
-                               queries.count, true);
-}
-
-template <class E>
-void value_backward_of(const ValueBackwardArgs& args) {
-  const AttentionShape& shape = args.shape;
-  const Tile& keys = shape.tiles[args.tile];
-  const int64_t d = shape.head_dim, width = padded(keys.count);
-  float *probs = args.scratch, *dv = probs + kTile * kTile;
-  clear(dv, keys.count * d);
-  for (int64_t h = 0; h < args.head_count; ++h) {
-    const ValueHead& head = args.heads[h];
-    for (int64_t t = args.queries.first; t < args.queries.last; ++t) {
-      const Tile& queries = shape.tiles[t];
-      const float factor = score_tile<E>(shape, queries, keys, head.q_rows, head.k_columns, probs);
-      probs_tile(shape, queries, keys, factor, head.lse, probs, probs);
-      const E* p = as_paired(probs, queries.count, width, reinterpret_cast<E*>(probs));
-      add_key_gradient<E>(queries, keys, d, p, head.grad_out_paired, dv);
-    }
-  }
-  write_tile(dv, keys, d, 1, shape.type, args.dv, args.dv_stride);
-}
-
-// dP of a tile, summed over the readers of the pattern.
-template <class E>
-void grad_probs_tile(const Tile& queries, const Tile& keys, int64_t d, const LeaderHead& head, float* dp) {
-  const int64_t width = padded(keys.count);
-  for (int64_t r = 0; r < head.reader_count; ++r) {
-    const Reader& reader = head.readers[r];
-    multiply<E, Layout::kRows>(tile_of<E>(reader.grad_out_rows, queries, d), d, tile_of<E>(reader.v_columns, keys, d),
-                               width, dp, width, queries.count, width, d, r > 0);
-  }
-}
-
-// dS = P (dP - delta), times the derivative of the soft-cap, in place of dP. `scores` are capped; the gradient lacks
-// the scale.
-void grad_scores_tile(const AttentionShape& shape, const Tile& queries, const Tile& keys, const float* delta,
-                      const float* scores, const float* probs, float* dp) {
-  const int64_t width = padded(keys.count);
-  for (int64_t i = 0; i < queries.count; ++i) {
-    const Vec row_delta = broadcast(delta[queries.begin + i]);
-    for (int64_t j = i * width; j < (i + 1) * width; j += kLanes) {
-      store(dp + j, load(probs + j) * (load(dp + j) - row_delta));
-    }
-  }
-  if (shape.softcap == 0) return;
-  const Vec inverse = broadcast(1 / shape.softcap);
-  for (int64_t j = 0; j < queries.count * width; j += kLanes) {
-    const Vec ratio = load(scores + j) * inverse;
-    store(dp + j, load(dp + j) * (1.f - ratio * ratio));
-  }
-}
-
-template <class E>
-void superblock_backward_of(const SuperblockBackwardArgs& args) {
-  const AttentionShape& shape = args.shape;
-  const Tile& keys = shape.tiles[args.tile];
-  const int64_t d = shape.head_dim, width = padded(keys.count);
-  float *scores = args.scratch, *probs = scores + kTile * kTile, *ds = probs + kTile * kTile;
-  float *operand = ds + kTile * kTile, *dk = operand + kTile * kTile, *dv = dk + kTile * d;
-  clear(dk, keys.count * d);
-  clear(dv, keys.count * d);
-  for (int64_t h = 0; h < args.head_count; ++h) {
-    const LeaderHead& head = args.heads[h];
-    for (int64_t t = args.queries.first; t < args.queries.last; ++t) {
-      const Tile& queries = shape.tiles[t];
-      const float factor = score_tile<E>(shape, queries, keys, head.q_rows, args.k_columns, scores);
-      probs_tile(shape, queries, keys, factor, head.lse, scores, probs);
-      const E* p = as_paired(probs, queries.count, width, reinterpret_cast<E*>(operand));
-      add_key_gradient<E>(queries, keys, d, p, head.grad_out_paired, dv);
-      grad_probs_tile<E>(queries, keys, d, head, ds);
-      grad_scores_tile(shape, queries, keys, head.delta, scores, probs, ds);
-      const E* ds_rows = as_rows(ds, queries.count, width, reinterpret_cast<E*>(operand));
-      multiply<E, Layout::kRows>(ds_rows, width, tile_of<E>(args.k_paired, keys, d), d, head.dq + queries.offset * d, d,
-                                 queries.count, d, keys.count, true);
-      const E* ds_paired = as_paired(ds, queries.count, width, reinterpret_cast<E*>(ds));
-      add_key_gradient<E>(queries, keys, d, ds_paired, head.q_paired, dk);
-    }
-  }
-  write_tile(dk, keys, d, shape.scale, shape.type, args.dk, args.stride);
-  write_tile(dv, keys, d, 1, shape.type, args.dv, args.stride);
-}
-
-// The instance of a kernel for the elements of the packed copies.
 #if defined(__AVX512BF16__)
 constexpr bool kMultipliesBFloat16 = true;
-#define UNIATTN_FOR_ELEMENTS(kernel, Args)                                                        \
-  void kernel(const Args& args) {                                                                 \
-    args.shape.packed == Type::kFloat32 ? kernel##_of<float>(args) : kernel##_of<BFloat16>(args); \
-  }
 #else
 constexpr bool kMultipliesBFloat16 = false;
-#define UNIATTN_FOR_ELEMENTS(kernel, Args) \
-  void kernel(const Args& args) {          \
-    kernel##_of<float>(args);              \
-  }
 #endif
 UNIATTN_FOR_ELEMENTS(leader_forward, ForwardArgs)
 UNIATTN_FOR_ELEMENTS(follower_forward, ForwardArgs)
-UNIATTN_FOR_ELEMENTS(value_backward, ValueBackwardArgs)
-UNIATTN_FOR_ELEMENTS(superblock_backward, SuperblockBackwardArgs)
 
 template <class T>
 void row_dot_of(const T* a, const T* b, int64_t tokens, int64_t heads, int64_t head_dim, int64_t begin, int64_t end,
@@ -268,8 +157,6 @@ void fill_attention(Kernels& table) {
   table.unpack = unpack;
   table.leader_forward = leader_forward;
   table.follower_forward = follower_forward;
-  table.value_backward = value_backward;
-  table.superblock_backward = superblock_backward;
   table.row_dot = row_dot;
 }
 

@@ -39,7 +39,8 @@ struct Element<BFloat16> {
 
 enum class Layout { kRows, kPaired };
 
-// C [rows, vectors * kLanes] (+)= A B, with the whole of C in registers.
+// C [rows, vectors * kLanes] (+)= A B, with the whole of A B in registers: they start at zero even where C is added to,
+// because two ways to start make the compiler go through memory.
 template <class E, Layout layout, int rows, int vectors>
 inline void multiply_step(const E* a, int64_t lda, const E* b, int64_t ldb, float* c, int64_t ldc, int64_t k,
                           bool accumulate) {
@@ -47,7 +48,7 @@ inline void multiply_step(const E* a, int64_t lda, const E* b, int64_t ldb, floa
   constexpr int64_t pair = Op::kPair;
   Vec sum[rows][vectors];
   for (int i = 0; i < rows; ++i) {
-    for (int j = 0; j < vectors; ++j) sum[i][j] = accumulate ? load(c + i * ldc + j * kLanes) : Vec{};
+    for (int j = 0; j < vectors; ++j) sum[i][j] = Vec{};
   }
   for (int64_t p = 0; p * pair < k; ++p) {
     decltype(Op::row(b)) row[vectors];
@@ -58,11 +59,14 @@ inline void multiply_step(const E* a, int64_t lda, const E* b, int64_t ldb, floa
     }
   }
   for (int i = 0; i < rows; ++i) {
-    for (int j = 0; j < vectors; ++j) store(c + i * ldc + j * kLanes, sum[i][j]);
+    for (int j = 0; j < vectors; ++j) {
+      float* out = c + i * ldc + j * kLanes;
+      store(out, accumulate ? load(out) + sum[i][j] : sum[i][j]);
+    }
   }
 }
 
-// All rows of one strip of columns.
+// All rows of one strip of columns, as many at a time as fit; the rest in one smaller step where it can.
 template <class E, Layout layout, int vectors, int rows>
 inline void multiply_strip(const E* a, int64_t lda, const E* b, int64_t ldb, float* c, int64_t ldc, int64_t m,
                            int64_t k, bool accumulate) {
@@ -73,8 +77,8 @@ inline void multiply_strip(const E* a, int64_t lda, const E* b, int64_t ldb, flo
   }
   if constexpr (rows > 1) {
     if (i < m) {
-      multiply_strip<E, layout, vectors, (rows + 1) / 2>(a + i * step, lda, b, ldb, c + i * ldc, ldc, m - i, k,
-                                                         accumulate);
+      constexpr int fewer = rows > 6 ? rows / 2 : rows - 1;
+      multiply_strip<E, layout, vectors, fewer>(a + i * step, lda, b, ldb, c + i * ldc, ldc, m - i, k, accumulate);
     }
   }
 }

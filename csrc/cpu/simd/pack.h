@@ -97,7 +97,7 @@ inline void unpack(const float* packed, const Tile& tile, int64_t head_dim, floa
 }
 
 // A float32 tile [rows][width] as the operand A of a product of elements E, by rows or paired. A float tile is one as
-// it stands; bfloat16 goes to `buffer`, which may be the tile itself because writing stays behind reading.
+// it stands; bfloat16 goes to `buffer`, which may be a float tile itself because writing stays behind reading.
 inline const float* as_rows(const float* tile, int64_t, int64_t, float*) {
   return tile;
 }
@@ -107,6 +107,16 @@ inline const float* as_paired(const float* tile, int64_t, int64_t, float*) {
 
 inline const BFloat16* as_rows(const float* tile, int64_t rows, int64_t width, BFloat16* buffer) {
   for (int64_t i = 0; i < rows * width; i += kLanes) store(buffer + i, load(tile + i));
+  return buffer;
+}
+inline const BFloat16* as_paired(const BFloat16* tile, int64_t rows, int64_t width, BFloat16* buffer) {
+  for (int64_t i = 0; i < rows; i += 2) {
+    for (int64_t j = 0; j < width; j += kLanes) {
+      const Bits first = load_bits(tile + i * width + j);
+      const Bits second = i + 1 < rows ? load_bits(tile + (i + 1) * width + j) : Bits{};
+      store_words(buffer + i * width + 2 * j, reinterpret_cast<Int>(first | (second << 16)));
+    }
+  }
   return buffer;
 }
 inline const BFloat16* as_paired(const float* tile, int64_t rows, int64_t width, BFloat16* buffer) {

@@ -7,6 +7,7 @@ struct Kernels;
 
 namespace UNIATTN_ISA {
 void fill_attention(Kernels& table);
+void fill_attention_backward(Kernels& table);
 void fill_layers(Kernels& table);
 void fill_cross_entropy(Kernels& table);
 void fill_decode(Kernels& table);

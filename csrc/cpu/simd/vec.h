@@ -84,7 +84,13 @@ inline void store_words(T* p, Int words) {
 }
 // Lane i holds the bfloat16 of `first` and, above it, that of `second`.
 inline Int paired(Vec first, Vec second) {
+#if defined(__AVX512BF16__)
+  const Half low = reinterpret_cast<Half>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(first)));
+  const Half high = reinterpret_cast<Half>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(second)));
+  return reinterpret_cast<Int>(__builtin_convertvector(low, Bits) | (__builtin_convertvector(high, Bits) << 16));
+#else
   return reinterpret_cast<Int>((rounded_bits(first) >> 16) | (rounded_bits(second) & 0xffff0000u));
+#endif
 }
 #if defined(__AVX512BF16__)
 // sum + a.first * b.first + a.second * b.second, lane by lane.

@@ -27,7 +27,9 @@ struct AttentionOptions {
 // which the engine carries (dO, V, delta) of the follower to the leader's backward pass; a handle serves exactly one
 // attend().
 struct Probs {
-  at::Tensor q, k, lse, cu_seqlens;  // lse [heads, tokens] float32
+  at::Tensor q, k, lse;  // lse [heads, tokens] float32
+  at::Tensor tiles;      // P itself where it is kept; [heads, 0] where it is rebuilt from q, k and lse
+  at::Tensor cu_seqlens;
   at::Tensor grad_handle_out, grad_handle_value, grad_handle_delta;
   AttentionOptions options;
 };
@@ -37,10 +39,17 @@ struct AttentionResult {
   std::vector<Probs> probs;  // one per follower
 };
 
-// O = P V and, for each of `followers` layers, a handle on P = softmax(mask(softcap(scale q k^T))). Memory linear in
-// tokens.
+// What a superblock's P may take in memory where `keep_probs` leaves the choice to attention().
+inline constexpr int64_t kProbsBudget = int64_t{256} << 20;
+
+// O = P V and, for each of `followers` layers, a handle on P = softmax(mask(softcap(scale q k^T))).
+//
+// keep_probs: true keeps P's visible tiles, in the dtype of q, until the last handle and the graph are gone; false
+// rebuilds them from q and k in every follower and in the backward pass, in memory linear in tokens; without a value
+// they are kept for followers whose P takes at most probs_budget bytes. Kept is faster, and for CPU tensors only.
 AttentionResult attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& cu_seqlens,
-                          int64_t followers = 0, const AttentionOptions& options = {});
+                          int64_t followers = 0, const AttentionOptions& options = {},
+                          std::optional<bool> keep_probs = std::nullopt, int64_t probs_budget = kProbsBudget);
 
 // O_i = P V_i with query head n reading leader head head_map[n] (int64 [heads]; undefined is the identity).
 at::Tensor attend(const Probs& probs, const at::Tensor& v, const std::optional<at::Tensor>& head_map = std::nullopt);

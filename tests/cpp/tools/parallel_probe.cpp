@@ -44,11 +44,6 @@ nlohmann::json sums(ProcessGroup& group) {
   group.all_reduce_sum(transposed);
   seen["transposed"] = numbers(transposed);
 
-  std::vector<at::Tensor> several = {sample(group, 3, at::kFloat), sample(group, 4, at::kBFloat16).view({2, 2}),
-                                     sample(group, 0, at::kFloat), sample(group, 5, at::kDouble)};
-  group.all_reduce_sum(several);
-  for (const at::Tensor& tensor : several) seen["several"].push_back(numbers(tensor));
-
   for (int repeat = 0; repeat < 3; ++repeat) {
     at::Tensor large = sample(group, 300007, at::kFloat);
     group.all_reduce_sum(large);
@@ -89,6 +84,12 @@ void run(const std::string& scenario, int64_t timeout) {
         seen["open"].push_back(target);
     }
   }
+  if (scenario == "stuck" && group.rank() == 1) std::this_thread::sleep_for(std::chrono::hours(1));
+  if (scenario == "throw") {
+    group.barrier();
+    if (group.rank() == 1) uniattn::fail("out of patience");
+  }
+  if (scenario == "stuck" || scenario == "throw") sum_forever(group);
   std::cout << seen.dump() + "\n" << std::flush;
   if (scenario == "forever") sum_forever(group);
 }
@@ -101,10 +102,10 @@ int main(int argc, char** argv) {
     run(argv[1], std::stoll(argv[2]));
     return 0;
   } catch (const uniattn::UsageError& error) {
-    std::cerr << "error: " << error.what() << "\n";
+    std::cerr << "error: " << uniattn::last_words(error) << "\n";
     return 2;
-  } catch (const uniattn::Error& error) {
-    std::cerr << "error: " << error.what() << "\n";
+  } catch (const std::exception& error) {
+    std::cerr << "error: " << uniattn::last_words(error) << "\n";
     return 1;
   }
 }

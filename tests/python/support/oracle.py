@@ -95,7 +95,6 @@ class Oracle:
         act = gelu if self.family == "gemma2" else torch.nn.functional.silu
         return (act(gate) * up) @ self.w[p + "mlp.down_proj.weight"].T
 
-    @torch.no_grad()
     def logits(self, ids):
         """ids: one sequence. Returns [T, vocab]; leaves trace[i] = (x, branch, stream after attention) of layer i."""
         embedding, lent, self.trace = self.w["model.embed_tokens.weight"], {}, []

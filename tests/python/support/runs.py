@@ -63,6 +63,11 @@ def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def steps(run):
+    """The lines of metrics.jsonl that are steps, not evaluations."""
+    return [line for line in metrics(run) if "loss" in line]
+
+
 def snapshot_bytes(run, step):
     """The tensors of a snapshot as they lie on disk, by file name."""
     files = sorted((run / "checkpoints" / f"step-{step}").glob("*.safetensors"))

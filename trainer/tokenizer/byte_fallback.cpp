@@ -1,0 +1,183 @@
+#include "tokenizer/byte_fallback.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <span>
+#include <unordered_map>
+
+#include "support/error.h"
+#include "tokenizer/piece_boundaries.h"
+#include "tokenizer/pool.h"
+#include "tokenizer/utf8.h"
+#include "tokenizer/word_cache.h"
+
+namespace uniattn {
+namespace {
+
+constexpr std::string_view kMetaspace = "\u2581";
+
+std::string replaced(std::string_view text, std::string_view from, std::string_view to) {
+  std::string result;
+  for (size_t at; (at = text.find(from)) != text.npos; text.remove_prefix(at + from.size()))
+    (result += text.substr(0, at)) += to;
+  return result += text;
+}
+
+size_t character_bytes(char lead) {
+  const auto byte = static_cast<uint8_t>(lead);
+  return byte < 0x80 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
+}
+
+class ByteFallbackTokenizer : public Tokenizer {
+ public:
+  ByteFallbackTokenizer(ByteFallbackDefinition definition, const TokenizerSettings& settings, const std::string& path)
+      : pieces_(std::move(definition.pieces)),
+        byte_ids_(std::move(definition.bytes)),
+        merges_(definition.merges),
+        boundaries_(pieces_),
+        matcher_(definition.added),
+        prefix_(settings.add_prefix_space ? definition.prefix : SpacePrefix::never) {
+    size_t ids = pieces_.size();
+    for (const AddedToken& token : definition.added) {
+      ids = std::max(ids, static_cast<size_t>(token.id) + 1);
+      if (!added_.emplace(token.id, token).second) fail("{}: two added tokens have the id {}", path, token.id);
+    }
+    find_bytes(ids);
+    for (size_t id = 0; id < pieces_.size(); ++id) {
+      if (!pieces_[id].empty() && character_bytes(pieces_[id][0]) == pieces_[id].size())
+        characters_.emplace(pieces_[id], static_cast<int32_t>(id));
+    }
+    vocab_size_ = settings.vocab_size.value_or(static_cast<int64_t>(ids));
+    if (vocab_size_ < static_cast<int64_t>(ids))
+      fail("{}: {} ids, but config.json has vocab_size {}", path, ids, vocab_size_);
+    bos_ = choose_id(settings.bos, settings.bos_token, definition.bos);
+    eos_ = choose_id(settings.eos, settings.eos_token, std::nullopt);
+    for (const int32_t id : {bos_, eos_}) {
+      if (id >= vocab_size_) fail("{}: bos or eos id {} is not in [0, {})", path, id, vocab_size_);
+    }
+  }
+
+  std::vector<int32_t> encode(std::string_view text) const override { return encode(text, true); }
+  std::vector<int32_t> encode_continuation(std::string_view text) const override { return encode(text, false); }
+
+  std::string_view token_bytes(int32_t id) const override {
+    return static_cast<size_t>(id) < token_bytes_.size() ? token_bytes_[static_cast<size_t>(id)] : std::string_view();
+  }
+
+  std::string decode(const std::vector<int32_t>& ids) const override {
+    std::string bytes;
+    for (const int32_t id : ids) {
+      if (id < 0 || id >= vocab_size_) fail("cannot decode id {}: expected ids in [0, {})", id, vocab_size_);
+      bytes += token_bytes(id);
+    }
+    if (prefix_ != SpacePrefix::never && bytes.starts_with(' ')) bytes.erase(0, 1);
+    return replace_invalid_utf8(bytes);
+  }
+
+  std::optional<int32_t> special_id(std::string_view spelling) const override {
+    for (const auto& [id, token] : added_) {
+      if (token.special && token.content == spelling) return id;
+    }
+    return std::nullopt;
+  }
+
+  std::optional<std::string> special_spelling(int32_t id) const override {
+    const auto added = added_.find(id);
+    return added != added_.end() && added->second.special ? std::optional(added->second.content) : std::nullopt;
+  }
+
+  int64_t vocab_size() const override { return vocab_size_; }
+  int32_t bos_id() const override { return bos_; }
+  int32_t eos_id() const override { return eos_; }
+
+ private:
+  struct Workspace {
+    BpeScratch merging;
+    WordCache cache;
+  };
+
+  void find_bytes(size_t ids) {
+    token_bytes_.resize(ids);
+    for (size_t id = 0; id < pieces_.size(); ++id) token_bytes_[id] = replaced(pieces_[id], kMetaspace, " ");
+    for (size_t byte = 0; byte < byte_ids_.size(); ++byte)
+      token_bytes_[static_cast<size_t>(byte_ids_[byte])] = {static_cast<char>(byte)};
+    for (const auto& [id, token] : added_) {
+      token_bytes_[static_cast<size_t>(id)] = token.special ? "" : replaced(token.content, kMetaspace, " ");
+    }
+  }
+
+  std::vector<int32_t> encode(std::string_view text, bool beginning) const {
+    if (const auto bad = find_invalid_utf8(text)) fail("invalid UTF-8 at byte {} of the text", *bad);
+    if (text.size() > INT32_MAX / 3) fail("a text of {} bytes: expected at most {}", text.size(), INT32_MAX / 3);
+    std::vector<int32_t> ids;
+    const auto workspace = workspaces_.borrow();
+    matcher_.split(
+        text, [&](std::string_view part) { encode_part(part, part.data() == text.data(), beginning, *workspace, ids); },
+        [&](int32_t id) { ids.push_back(id); });
+    return ids;
+  }
+
+  // `first`: the part is where the text begins.
+  bool takes_prefix(std::string_view part, bool first, bool beginning) const {
+    if (prefix_ == SpacePrefix::never || (first && !beginning)) return false;
+    if (prefix_ == SpacePrefix::always) return true;
+    return (first || prefix_ == SpacePrefix::parts) && !part.starts_with(kMetaspace);
+  }
+
+  void encode_part(std::string_view part, bool first, bool beginning, Workspace& workspace,
+                   std::vector<int32_t>& ids) const {
+    std::string written = replaced(part, " ", kMetaspace);
+    if (takes_prefix(written, first, beginning)) written.insert(0, kMetaspace);
+    boundaries_.split(written, [&](std::string_view word) {
+      if (workspace.cache.find(word, ids)) return;
+      const size_t before = ids.size();
+      encode_word(word, workspace.merging, ids);
+      workspace.cache.store(word, std::span(ids).subspan(before));
+    });
+  }
+
+  void encode_word(std::string_view word, BpeScratch& scratch, std::vector<int32_t>& ids) const {
+    scratch.symbols.clear();
+    const auto add = [&](int32_t id) { scratch.symbols.push_back({.id = id, .previous = -1, .next = -1}); };
+    while (!word.empty()) {
+      const std::string_view character = word.substr(0, character_bytes(word[0]));
+      word.remove_prefix(character.size());
+      if (const auto found = characters_.find(character); found != characters_.end()) {
+        add(found->second);
+      } else {
+        for (const char byte : character) add(byte_ids_[static_cast<uint8_t>(byte)]);
+      }
+    }
+    merges_.apply(scratch, ids);
+  }
+
+  int32_t choose_id(std::optional<int32_t> configured, const std::string& spelling,
+                    std::optional<int32_t> of_file) const {
+    if (configured) return *configured;
+    if (const auto named = special_id(spelling)) return *named;
+    return of_file.value_or(-1);
+  }
+
+  std::vector<std::string> pieces_;
+  std::vector<int32_t> byte_ids_;
+  BpeMerges merges_;
+  PieceBoundaries boundaries_;
+  AddedTokenMatcher matcher_;
+  SpacePrefix prefix_;
+  std::vector<std::string> token_bytes_;
+  std::unordered_map<std::string_view, int32_t> characters_;  // views of pieces_
+  std::map<int32_t, AddedToken> added_;
+  int64_t vocab_size_ = 0;
+  int32_t bos_ = -1, eos_ = -1;
+  mutable Pool<Workspace> workspaces_;
+};
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> make_byte_fallback_tokenizer(ByteFallbackDefinition definition,
+                                                        const TokenizerSettings& settings, const std::string& path) {
+  return std::make_unique<ByteFallbackTokenizer>(std::move(definition), settings, path);
+}
+
+}  // namespace uniattn
