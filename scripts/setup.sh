@@ -57,12 +57,12 @@ install_system_packages() {
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# The stamp holds a hash of the pinned requirements: the environment is made anew only when they change.
+# install_python_packages FILE: a stamp per file holds a hash of all pins, and nothing is done until they change.
 install_python_packages() {
-  local stamp=.venv/requirements.sha256 hash
+  local file=$1 hash
   hash=$(cat requirements.txt requirements-dev.txt | sha256sum)
-  if [ "$(cat "$stamp" 2>/dev/null)" = "$hash" ]; then
-    echo ".venv is as requirements.txt and requirements-dev.txt ask"
+  if [ "$(cat ".venv/$file.sha256" 2>/dev/null)" = "$hash" ]; then
+    echo ".venv is as $file asks"
     return
   fi
   local python
@@ -73,8 +73,8 @@ install_python_packages() {
   fi
   [ -x .venv/bin/pip ] || "$python" -m venv --clear .venv
   # Byte code is left to the first import of each module: compiling all of torch takes longer than installing it.
-  .venv/bin/pip install --quiet --disable-pip-version-check --no-compile -r requirements-dev.txt
-  echo "$hash" >"$stamp"
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-compile -r "$file"
+  echo "$hash" >".venv/$file.sha256"
 }
 
 # build PRESET [TARGET...]
@@ -87,15 +87,17 @@ build() {
 
 # Downloads of apt and pip go side by side, as soon as Python can make an environment.
 install_packages() {
+  local requirements=$1
   install_system_packages python3-venv
   [ -n "$(find_python)" ] || install_system_packages python3.11 python3.11-venv python3.11-dev
   install_system_packages "${apt_packages[@]}" &
   local system=$!
-  install_python_packages
+  install_python_packages "$requirements"
   wait "$system"
 }
 
+# set_up REQUIREMENTS: requirements.txt, or with what the tests use requirements-dev.txt
 set_up() {
-  step "System packages and Python environment" install_packages
+  step "System packages and Python environment" install_packages "$1"
   export PATH="$PWD/.venv/bin:$PATH"  # CMake looks for Ninja there
 }

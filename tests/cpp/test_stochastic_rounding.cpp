@@ -35,8 +35,8 @@ TEST_CASE("what bfloat16 holds is kept, infinities and NaN included", "[stochast
 TEST_CASE("chance depends on the stream and the element alone", "[stochastic_rounding]") {
   const at::Tensor values = at::randn({1000});
   const at::Tensor whole = round_stochastically(values, 3, 50);
-  const at::Tensor parts = at::cat(
-      {round_stochastically(values.slice(0, 0, 333), 3, 50), round_stochastically(values.slice(0, 333, 1000), 3, 383)});
+  const at::Tensor parts = at::cat({round_stochastically(values.slice(0, 0, 333), 3, 50),
+                                    round_stochastically(values.slice(0, 333, 1000), 3, 383)});
   CHECK(at::equal(whole, parts));
   CHECK_FALSE(at::equal(whole, round_stochastically(values, 4, 50)));
   CHECK_FALSE(at::equal(whole, round_stochastically(values, 3, 51)));

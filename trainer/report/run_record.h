@@ -38,7 +38,7 @@ struct RunRecord {
   std::vector<HeldOutRecord> held_out{};
   std::vector<ResidualRecord> residuals{};
   std::vector<SampleRecord> samples{};
-  std::optional<SharingPlan> plan{};    // absent when the base model's config.json is not there
+  std::optional<SharingPlan> plan{};      // absent when the base model's config.json is not there
   double parameters = 0, kv_share = 0;  // of the model under the plan{}; KV cache bytes relative to the base
 
   // Of the newest evaluation: the exported model's, or the last during training.

@@ -1,6 +1,6 @@
 // One rank that works through several configurations, for tests/python/test_shard.py: starting the program for each
-// would take longer than the training. train_ranks CONFIG[@STEPS] ...: as `uniattn train CONFIG --stop-after STEPS`.
-// Prints, for each, the most bytes that this rank's tensors took.
+// would take longer than the training. train_ranks CONFIG[@STEPS] ...: as `uniattn train CONFIG --stop-after STEPS`. Prints, for
+// each, the most bytes that this rank's tensors took.
 #include <iostream>
 
 #include "commands/pipeline.h"
