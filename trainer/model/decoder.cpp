@@ -37,10 +37,14 @@ at::Tensor pooled(const TensorSpec& spec, const at::Tensor& tensor) {
   return tensor.to(at::kDouble).view(spec.pooled_view).mean(1).flatten(0, 1);
 }
 
-// A sum is finite only if all terms are (short of overflow, which sums in float64 exclude here): one cheap pass.
+// A sum is finite only if all terms are (short of overflow, which sums in float64 exclude here): one cheap pass. By
+// parts, as the sum converts what it is given to float64 first.
 void check_finite(const std::string& name, const at::Tensor& tensor) {
-  if (!at::isfinite(tensor.sum(at::kDouble)).item<bool>())
-    fail("tensor `{}` holds values that are not finite (NaN or infinity)", name);
+  constexpr int64_t kPart = 1 << 20;
+  for (const at::Tensor& part : tensor.flatten().split(kPart)) {
+    if (!at::isfinite(part.sum(at::kDouble)).item<bool>())
+      fail("tensor `{}` holds values that are not finite (NaN or infinity)", name);
+  }
 }
 
 }  // namespace
