@@ -2,7 +2,7 @@
 
 import pytest
 
-NAMES = ("calibrate", "train")
+NAMES = ("attention", "calibrate", "decode", "prefill", "train")
 
 
 @pytest.mark.parametrize("name", NAMES)
