@@ -8,14 +8,18 @@ namespace uniattn {
 
 using at::Tensor;
 
-namespace {
+void check_on_device_of(const Tensor& x, const char* name, const Tensor& like, const char* like_name) {
+  TORCH_CHECK_VALUE(x.device() == like.device(), name, " is on ", x.device(), " but ", like_name, " is on ",
+                    like.device(), ": move them to one device");
+}
 
 void check_same_kind(const Tensor& x, const char* name, const Tensor& like, const char* like_name) {
   TORCH_CHECK_VALUE(x.scalar_type() == like.scalar_type(), name, " is ", x.scalar_type(), " but ", like_name, " is ",
                     like.scalar_type(), ": convert one of them, the dtypes must agree");
-  TORCH_CHECK_VALUE(x.device() == like.device(), name, " is on ", x.device(), " but ", like_name, " is on ",
-                    like.device(), ": move them to one device");
+  check_on_device_of(x, name, like, like_name);
 }
+
+namespace {
 
 void check_floating(const Tensor& x, const char* name) {
   TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()), name, " must have a floating dtype, got ", x.scalar_type());

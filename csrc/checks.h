@@ -11,6 +11,9 @@
 
 namespace uniattn {
 
+// `x` must be on the device of `like`; check_same_kind: and have its dtype.
+void check_on_device_of(const at::Tensor& x, const char* name, const at::Tensor& like, const char* like_name);
+void check_same_kind(const at::Tensor& x, const char* name, const at::Tensor& like, const char* like_name);
 // q [tokens, heads, head_dim] and k [tokens, kv_heads, head_dim], kv_heads dividing heads, with cu_seqlens and options.
 void check_query_key(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cu_seqlens,
                      const AttentionOptions& options);

@@ -14,17 +14,6 @@ using at::Tensor;
 
 namespace {
 
-void check_on_device_of(const Tensor& x, const char* name, const Tensor& like, const char* like_name) {
-  TORCH_CHECK_VALUE(x.device() == like.device(), name, " is on ", x.device(), " but ", like_name, " is on ",
-                    like.device(), ": move them to one device");
-}
-
-void check_like_kind(const Tensor& x, const char* name, const Tensor& like, const char* like_name) {
-  TORCH_CHECK_VALUE(x.scalar_type() == like.scalar_type(), name, " is ", x.scalar_type(), " but ", like_name, " is ",
-                    like.scalar_type(), ": convert one of them, the dtypes must agree");
-  check_on_device_of(x, name, like, like_name);
-}
-
 void check_heads_divide(const Tensor& x, int64_t dimension, const char* name, const c10::SymInt& heads) {
   TORCH_CHECK_VALUE(x.sym_size(dimension) > 0 && heads % x.sym_size(dimension) == 0, name, " has ",
                     x.sym_size(dimension), " heads, which does not divide the ", heads, " query heads");
@@ -78,7 +67,7 @@ void check_decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor
   check_cache(k_cache, "k_cache");
   check_like(v_cache, "v_cache", k_cache, "k_cache");
   TORCH_CHECK_VALUE(v_cache.is_contiguous(), "v_cache must be contiguous");
-  check_like_kind(q, "q", k_cache, "k_cache");
+  check_same_kind(q, "q", k_cache, "k_cache");
   TORCH_CHECK_VALUE(q.sym_size(2) == k_cache.sym_size(3), "q must have the head_dim of k_cache ", k_cache.sym_sizes(),
                     ", got ", q.sym_sizes());
   check_heads_divide(k_cache, 1, "k_cache", q.sym_size(1));
@@ -112,7 +101,7 @@ void check_decode_attend(const Tensor& probs, const Tensor& v_cache, const Tenso
 void check_append_to_cache(const Tensor& cache, const Tensor& x, const Tensor& slots) {
   check_cache(cache, "cache");
   check_slots(slots, cache);
-  check_like_kind(x, "x", cache, "cache");
+  check_same_kind(x, "x", cache, "cache");
   TORCH_CHECK_VALUE(x.dim() == 3 && x.sym_size(0) == slots.sym_size(0) && x.sym_size(1) == cache.sym_size(1) &&
                         x.sym_size(2) == cache.sym_size(3),
                     "x must be [tokens, kv_heads, head_dim] = [", slots.sym_size(0), ", ", cache.sym_size(1), ", ",
@@ -130,7 +119,7 @@ void check_prefill(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
                     q.sym_sizes());
   TORCH_CHECK_VALUE(at::isFloatingType(q.scalar_type()), "q must have a floating dtype, got ", q.scalar_type());
   const auto check_keys = [&](const Tensor& x, const char* name) {
-    check_like_kind(x, name, q, "q");
+    check_same_kind(x, name, q, "q");
     TORCH_CHECK_VALUE(x.dim() == 3 && x.sym_size(0) == k.sym_size(0) && x.sym_size(2) == q.sym_size(2), name,
                       " must be [keys, kv_heads, head_dim] with the keys of k ", k.sym_sizes(),
                       " and the head_dim of q ", q.sym_sizes(), ", got ", x.sym_sizes());

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <map>
 #include <span>
 #include <unordered_map>
 
 #include "support/error.h"
+#include "tokenizer/added_token_vocabulary.h"
 #include "tokenizer/piece_boundaries.h"
 #include "tokenizer/pool.h"
 #include "tokenizer/utf8.h"
@@ -29,32 +29,20 @@ size_t character_bytes(char lead) {
   return byte < 0x80 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
 }
 
-class ByteFallbackTokenizer : public Tokenizer {
+class ByteFallbackTokenizer : public AddedTokenVocabulary {
  public:
   ByteFallbackTokenizer(ByteFallbackDefinition definition, const TokenizerSettings& settings, const std::string& path)
-      : pieces_(std::move(definition.pieces)),
+      : AddedTokenVocabulary(definition.added, definition.pieces.size(), settings, definition.bos, path),
+        pieces_(std::move(definition.pieces)),
         byte_ids_(std::move(definition.bytes)),
         merges_(definition.merges),
         boundaries_(pieces_),
         matcher_(definition.added),
         prefix_(settings.add_prefix_space ? definition.prefix : SpacePrefix::never) {
-    size_t ids = pieces_.size();
-    for (const AddedToken& token : definition.added) {
-      ids = std::max(ids, static_cast<size_t>(token.id) + 1);
-      if (!added_.emplace(token.id, token).second) fail("{}: two added tokens have the id {}", path, token.id);
-    }
-    find_bytes(ids);
+    find_bytes();
     for (size_t id = 0; id < pieces_.size(); ++id) {
       if (!pieces_[id].empty() && character_bytes(pieces_[id][0]) == pieces_[id].size())
         characters_.emplace(pieces_[id], static_cast<int32_t>(id));
-    }
-    vocab_size_ = settings.vocab_size.value_or(static_cast<int64_t>(ids));
-    if (vocab_size_ < static_cast<int64_t>(ids))
-      fail("{}: {} ids, but config.json has vocab_size {}", path, ids, vocab_size_);
-    bos_ = choose_id(settings.bos, settings.bos_token, definition.bos);
-    eos_ = choose_id(settings.eos, settings.eos_token, std::nullopt);
-    for (const int32_t id : {bos_, eos_}) {
-      if (id >= vocab_size_) fail("{}: bos or eos id {} is not in [0, {})", path, id, vocab_size_);
     }
   }
 
@@ -66,30 +54,10 @@ class ByteFallbackTokenizer : public Tokenizer {
   }
 
   std::string decode(const std::vector<int32_t>& ids) const override {
-    std::string bytes;
-    for (const int32_t id : ids) {
-      if (id < 0 || id >= vocab_size_) fail("cannot decode id {}: expected ids in [0, {})", id, vocab_size_);
-      bytes += token_bytes(id);
-    }
+    std::string bytes = concatenated(ids);
     if (prefix_ != SpacePrefix::never && bytes.starts_with(' ')) bytes.erase(0, 1);
     return replace_invalid_utf8(bytes);
   }
-
-  std::optional<int32_t> special_id(std::string_view spelling) const override {
-    for (const auto& [id, token] : added_) {
-      if (token.special && token.content == spelling) return id;
-    }
-    return std::nullopt;
-  }
-
-  std::optional<std::string> special_spelling(int32_t id) const override {
-    const auto added = added_.find(id);
-    return added != added_.end() && added->second.special ? std::optional(added->second.content) : std::nullopt;
-  }
-
-  int64_t vocab_size() const override { return vocab_size_; }
-  int32_t bos_id() const override { return bos_; }
-  int32_t eos_id() const override { return eos_; }
 
  private:
   struct Workspace {
@@ -97,12 +65,12 @@ class ByteFallbackTokenizer : public Tokenizer {
     WordCache cache;
   };
 
-  void find_bytes(size_t ids) {
-    token_bytes_.resize(ids);
+  void find_bytes() {
+    token_bytes_.resize(ids());
     for (size_t id = 0; id < pieces_.size(); ++id) token_bytes_[id] = replaced(pieces_[id], kMetaspace, " ");
     for (size_t byte = 0; byte < byte_ids_.size(); ++byte)
       token_bytes_[static_cast<size_t>(byte_ids_[byte])] = {static_cast<char>(byte)};
-    for (const auto& [id, token] : added_) {
+    for (const auto& [id, token] : added()) {
       token_bytes_[static_cast<size_t>(id)] = token.special ? "" : replaced(token.content, kMetaspace, " ");
     }
   }
@@ -152,13 +120,6 @@ class ByteFallbackTokenizer : public Tokenizer {
     merges_.apply(scratch, ids);
   }
 
-  int32_t choose_id(std::optional<int32_t> configured, const std::string& spelling,
-                    std::optional<int32_t> of_file) const {
-    if (configured) return *configured;
-    if (const auto named = special_id(spelling)) return *named;
-    return of_file.value_or(-1);
-  }
-
   std::vector<std::string> pieces_;
   std::vector<int32_t> byte_ids_;
   BpeMerges merges_;
@@ -167,9 +128,6 @@ class ByteFallbackTokenizer : public Tokenizer {
   SpacePrefix prefix_;
   std::vector<std::string> token_bytes_;
   std::unordered_map<std::string_view, int32_t> characters_;  // views of pieces_
-  std::map<int32_t, AddedToken> added_;
-  int64_t vocab_size_ = 0;
-  int32_t bos_ = -1, eos_ = -1;
   mutable Pool<Workspace> workspaces_;
 };
 

@@ -8,7 +8,6 @@ limit is the time that the bytes of weights and cache take at the speed at which
 same run.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -17,26 +16,25 @@ from pathlib import Path
 
 import torch
 
-from uniattn.bench.generation_arms import ARMS, SHAPES, Limits, Ours, Transformers, write_arm, write_base
-from uniattn.bench.report import conditions, markdown, write_csv
+from uniattn.bench.generation_run import make_parser, make_sides, table, write_files
+from uniattn.bench.report import conditions
 
 COLUMNS = ["arm", "batch", "context", "ms_per_token", "tokens_per_s", "limit_ms", "base_ratio", "base_limit_ratio", "transformers_ratio", "cache_bytes", "weight_bytes"]  # fmt: skip
 
+DEFAULT_ARMS = ["base", "g2-full", "g4-full", "g4-low", "g4-none", "g8-low", "share_kv", "linear", "skip"]
+TABLE = {
+    "arm": ("arm", "{}"), "batch": ("batch", "{}"), "context": ("context", "{:,}"), "ms/token": ("ms_per_token", "{:.2f}"),
+    "limit ms": ("limit_ms", "{:.2f}"), "tokens/s": ("tokens_per_s", "{:.1f}"), "× base": ("base_ratio", "{:.2f}"),
+    "limit × base": ("base_limit_ratio", "{:.2f}"), "× transformers": ("transformers_ratio", "{:.2f}"),
+    "cache MiB": ("cache_mib", "{:,.1f}"),
+}  # fmt: skip
+
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(prog="uniattn bench decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the random Llama")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["base", "g2-full", "g4-full", "g4-low", "g4-none", "g8-low", "share_kv", "linear", "skip"])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser = make_parser("decode", __doc__, DEFAULT_ARMS, batch=[1, 8])
     parser.add_argument("--context", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--tokens", type=int, default=4, help="decoded in a turn")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--no-transformers", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="transformers' forward through torch.compile")
-    parser.add_argument("--csv", type=Path)
-    parser.add_argument("--plot", type=Path)
     return parser.parse_args(argv)
 
 
@@ -79,11 +77,8 @@ def rows_of(times, sides, limits, speed, batch, context):
         yield row
 
 
-def table(rows):
-    cell = lambda row, key, form: form.format(row[key]) if key in row else ""
-    forms = {"batch": "{}", "context": "{:,}", "ms_per_token": "{:.2f}", "limit_ms": "{:.2f}", "tokens_per_s": "{:.1f}", "base_ratio": "{:.2f}", "base_limit_ratio": "{:.2f}", "transformers_ratio": "{:.2f}"}
-    body = [[row["arm"], *(cell(row, key, form) for key, form in forms.items()), f"{row['cache_bytes'] / 2**20:,.1f}" if "cache_bytes" in row else ""] for row in rows]
-    return markdown(["arm", "batch", "context", "ms/token", "limit ms", "tokens/s", "× base", "limit × base", "× transformers", "cache MiB"], body)
+def with_cache_mib(row):
+    return row | {"cache_mib": row["cache_bytes"] / 2**20} if "cache_bytes" in row else row
 
 
 def plot(rows, file):
@@ -103,28 +98,17 @@ def plot(rows, file):
 def main(argv):
     args = parse_arguments(argv)
     torch.set_num_threads(args.threads)
-    arms = list(dict.fromkeys(["base", *args.arms]))
-    element = 2 if args.dtype == "bfloat16" else 4
     rows = []
     with tempfile.TemporaryDirectory(prefix="uniattn-bench-") as work:
-        folders = {arm: Path(work) / arm for arm in arms}
-        write_base(folders["base"], args.shape, getattr(torch, args.dtype), max(args.context) + 4096)
-        for arm in arms[1:]:
-            write_arm(folders[arm], folders["base"], arm)
-        speed, limits = memory_speed(), {arm: Limits.of(folder, element) for arm, folder in folders.items()}
+        sides, limits = make_sides(args, max(args.context) + 4096, Path(work))
+        speed = memory_speed()
         print(f"{args.shape} Llama of random weights, {args.dtype}, {args.threads} threads; memory reads {speed / 1e9:.1f} GB/s\n{conditions()}\n")
-        sides = {arm: Ours(folder, args.dtype) for arm, folder in folders.items()}
-        if not args.no_transformers:
-            sides["transformers"] = Transformers(folders["base"], args.dtype, args.compile)
         for batch in args.batch:
             for context in args.context:
                 times = measure(sides, batch, context, args)
                 rows += rows_of(times, sides, limits, speed, batch, context)
-                print(table(rows[-len(sides) :]), flush=True)
-    if args.csv:
-        write_csv(args.csv, COLUMNS, rows)
-    if args.plot:
-        plot(rows, args.plot)
+                print(table([with_cache_mib(row) for row in rows[-len(sides) :]], TABLE), flush=True)
+    write_files(args, rows, COLUMNS, plot)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the benchmarks of generation compare: a model under several sharing plans, and the same weights in transformers."""
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,8 +137,6 @@ class Transformers:
 
     @torch.inference_mode()
     def read(self, tokens: int) -> float:
-        import time
-
         ids = torch.randint(self.model.config.vocab_size, (self.batch, tokens))
         positions = torch.arange(self.position, self.position + tokens)[None]
         start = time.perf_counter()

@@ -7,7 +7,6 @@ Sides take turns in one run; times are medians over the rounds. GFLOP/s count th
 attention; a plan's limit against the base is the ratio of these counts.
 """
 
-import argparse
 import resource
 import statistics
 import sys
@@ -16,26 +15,25 @@ from pathlib import Path
 
 import torch
 
-from uniattn.bench.generation_arms import ARMS, SHAPES, Limits, Ours, Transformers, plan_of, write_arm, write_base
-from uniattn.bench.report import conditions, markdown, write_csv
+from uniattn.bench.generation_arms import SHAPES, plan_of
+from uniattn.bench.generation_run import make_parser, make_sides, table, write_files
+from uniattn.bench.report import conditions
 
 COLUMNS = ["arm", "batch", "prompt", "seconds", "tokens_per_s", "gflops", "base_ratio", "base_limit_ratio", "transformers_ratio", "cache_bytes"]  # fmt: skip
 
+DEFAULT_ARMS = ["base", "g4-full", "g4-low", "g4-none", "share_kv", "linear", "skip"]
+TABLE = {
+    "arm": ("arm", "{}"), "batch": ("batch", "{}"), "prompt": ("prompt", "{:,}"), "seconds": ("seconds", "{:.3f}"),
+    "tokens/s": ("tokens_per_s", "{:.0f}"), "GFLOP/s": ("gflops", "{:.0f}"), "× base": ("base_ratio", "{:.2f}"),
+    "limit × base": ("base_limit_ratio", "{:.2f}"), "× transformers": ("transformers_ratio", "{:.2f}"),
+}  # fmt: skip
+
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(prog="uniattn bench prefill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the random Llama")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["base", "g4-full", "g4-low", "g4-none", "share_kv", "linear", "skip"])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser = make_parser("prefill", __doc__, DEFAULT_ARMS, batch=[1])
     parser.add_argument("--prompt", type=int, nargs="+", default=[512, 2048], help="tokens")
     parser.add_argument("--chunk", type=int, default=1024, help="tokens of a prompt in one pass")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--no-transformers", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="transformers' forward through torch.compile")
-    parser.add_argument("--csv", type=Path)
-    parser.add_argument("--plot", type=Path)
     return parser.parse_args(argv)
 
 
@@ -76,13 +74,6 @@ def rows_of(times, sides, limits, args, batch, prompt):
         yield row
 
 
-def table(rows):
-    cell = lambda row, key, form: form.format(row[key]) if key in row else ""
-    forms = {"batch": "{}", "prompt": "{:,}", "seconds": "{:.3f}", "tokens_per_s": "{:.0f}", "gflops": "{:.0f}", "base_ratio": "{:.2f}", "base_limit_ratio": "{:.2f}", "transformers_ratio": "{:.2f}"}
-    body = [[row["arm"], *(cell(row, key, form) for key, form in forms.items())] for row in rows]
-    return markdown(["arm", "batch", "prompt", "seconds", "tokens/s", "GFLOP/s", "× base", "limit × base", "× transformers"], body)
-
-
 def plot(rows, file):
     import matplotlib.pyplot as plt
 
@@ -98,27 +89,16 @@ def plot(rows, file):
 def main(argv):
     args = parse_arguments(argv)
     torch.set_num_threads(args.threads)
-    arms = list(dict.fromkeys(["base", *args.arms]))
-    element, rows = 2 if args.dtype == "bfloat16" else 4, []
+    rows = []
     with tempfile.TemporaryDirectory(prefix="uniattn-bench-") as work:
-        folders = {arm: Path(work) / arm for arm in arms}
-        write_base(folders["base"], args.shape, getattr(torch, args.dtype), max(args.prompt))
-        for arm in arms[1:]:
-            write_arm(folders[arm], folders["base"], arm)
-        limits = {arm: Limits.of(folder, element) for arm, folder in folders.items()}
+        sides, limits = make_sides(args, max(args.prompt), Path(work))
         print(f"{args.shape} Llama of random weights, {args.dtype}, {args.threads} threads, chunks of {args.chunk}\n{conditions()}\n")
-        sides = {arm: Ours(folder, args.dtype) for arm, folder in folders.items()}
-        if not args.no_transformers:
-            sides["transformers"] = Transformers(folders["base"], args.dtype, args.compile)
         for batch in args.batch:
             for prompt in args.prompt:
                 rows += rows_of(measure(sides, batch, prompt, args), sides, limits, args, batch, prompt)
-                print(table(rows[-len(sides) :]), flush=True)
+                print(table(rows[-len(sides) :], TABLE), flush=True)
     print(f"Peak memory of this process, all sides together: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
-    if args.csv:
-        write_csv(args.csv, COLUMNS, rows)
-    if args.plot:
-        plot(rows, args.plot)
+    write_files(args, rows, COLUMNS, plot)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""What a benchmark of generation does before and after measuring: options, sides, table, files."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from uniattn.bench.generation_arms import ARMS, SHAPES, Limits, Ours, Transformers, write_arm, write_base
+from uniattn.bench.report import markdown, write_csv
+
+
+def make_parser(name: str, description: str, arms: list[str], batch: list[int]) -> argparse.ArgumentParser:
+    """The options that all of them have; `arms` and `batch` are defaults."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"uniattn bench {name}", description=description, formatter_class=form)
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the random Llama")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=arms)
+    parser.add_argument("--batch", type=int, nargs="+", default=batch)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-transformers", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="transformers' forward through torch.compile")
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--plot", type=Path)
+    return parser
+
+
+def make_sides(args: argparse.Namespace, positions: int, work: Path) -> tuple[dict, dict[str, Limits]]:
+    """The models under `work`, loaded: what takes turns, the base first, and what each of ours must move."""
+    arms = list(dict.fromkeys(["base", *args.arms]))
+    folders = {arm: work / arm for arm in arms}
+    write_base(folders["base"], args.shape, getattr(torch, args.dtype), positions)
+    for arm in arms[1:]:
+        write_arm(folders[arm], folders["base"], arm)
+    element = getattr(torch, args.dtype).itemsize
+    limits = {arm: Limits.of(folder, element) for arm, folder in folders.items()}
+    sides = {arm: Ours(folder, args.dtype) for arm, folder in folders.items()}
+    if not args.no_transformers:
+        sides["transformers"] = Transformers(folders["base"], args.dtype, args.compile)
+    return sides, limits
+
+
+def table(rows: list[dict], columns: dict[str, tuple[str, str]]) -> str:
+    """Markdown; `columns` gives each title the key of a row and its form. What a row lacks stays empty."""
+    body = [[form.format(row[key]) if key in row else "" for key, form in columns.values()] for row in rows]
+    return markdown(list(columns), body)
+
+
+def write_files(args: argparse.Namespace, rows: list[dict], columns: list[str], plot) -> None:
+    if args.csv:
+        write_csv(args.csv, columns, rows)
+    if args.plot:
+        plot(rows, args.plot)
