@@ -85,11 +85,18 @@ def variants(ranks):
         for shard in STRATEGIES[1:]:
             yield f"4-{shard}-hybrid", {"shard": shard, "accumulation": 2, "replicas": 2}
     for shard in STRATEGIES if ranks > 1 else ["none"]:
-        yield f"{ranks}-{shard}-bfloat16", {"shard": shard, "dtype": "bfloat16"}
+        for accumulation in (1, 2):
+            options = {"shard": shard, "accumulation": accumulation, "dtype": "bfloat16"}
+            yield f"{ranks}-{shard}-{accumulation}-bfloat16", options
+            yield f"{ranks}-{shard}-{accumulation}-bfloat16-repeat", options
     if ranks == 3:
-        yield "3-full-repeat", {"shard": "full", "accumulation": 2, "model": "tied"}
         for shard in STRATEGIES:
+            yield f"3-{shard}-repeat", {"shard": shard, "accumulation": 2, "model": "tied"}
             yield f"3-{shard}-moments", {"shard": shard, "moments": "bfloat16"}
+    if ranks in (1, 3):
+        for shard in STRATEGIES if ranks > 1 else ["none"]:
+            yield f"{ranks}-{shard}-offload", {"shard": shard, "accumulation": 2, "model": "tied", "offload": "optimizer"}
+            yield f"{ranks}-{shard}-bfloat16-offload", {"shard": shard, "dtype": "bfloat16", "offload": "optimizer"}
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +123,12 @@ def test_replicas_of_shards_equal_one_process(runs, shard):
     assert_same_run(runs.folder(f"4-{shard}-hybrid"), runs.folder("1-none-1-untied"), tolerance=1e-6)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("shard", STRATEGIES)
-def test_bfloat16_within_its_rounding(runs, shard, ranks):
-    assert_same_run(runs.folder(f"{ranks}-{shard}-bfloat16"), runs.folder("1-none-bfloat16"), tolerance=2e-2)
+def test_bfloat16_within_its_rounding(runs, shard, ranks, accumulation):
+    run = runs.folder(f"{ranks}-{shard}-{accumulation}-bfloat16")
+    assert_same_run(run, runs.folder("1-none-1-bfloat16"), tolerance=2e-2)
 
 
 def bits(run):
@@ -151,20 +160,40 @@ def test_rounding_by_chance_is_the_same_for_all_strategies(runs, shard):
     )
 
 
-def test_repeats_give_the_same_bits(runs):
-    assert_same_bits(runs.folder("3-full-repeat", "tied"), runs.folder("3-full-2-tied", "tied"))
+@pytest.mark.parametrize("shard", STRATEGIES)
+def test_repeats_give_the_same_bits(runs, shard):
+    assert_same_bits(runs.folder(f"3-{shard}-repeat", "tied"), runs.folder(f"3-{shard}-2-tied", "tied"))
+    for ranks, accumulation in product((2, 3, 4), (1, 2)):
+        run = f"{ranks}-{shard}-{accumulation}-bfloat16"
+        assert_same_bits(runs.folder(f"{run}-repeat"), runs.folder(run))
+
+
+@pytest.mark.parametrize("ranks, shard", [(1, "none"), *[(3, shard) for shard in STRATEGIES]])
+def test_offloaded_masters_and_moments_give_the_same_bits(runs, ranks, shard):
+    """Here the device is the host: the same kernel updates what has been copied there and back."""
+    assert_same_bits(runs.folder(f"{ranks}-{shard}-offload", "tied"), runs.folder(f"{ranks}-{shard}-2-tied", "tied"))
+    assert_same_bits(runs.folder(f"{ranks}-{shard}-bfloat16-offload"), runs.folder(f"{ranks}-{shard}-1-bfloat16"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to offload from")
+def test_offloading_without_a_gpu_is_refused(runs, run_uniattn):
+    file = runs.config("refused", 1, offload="optimizer")
+    run_uniattn.fails(2, "train", file, naming=["parallel.offload", "no GPU"])
+    assert run_uniattn("train", file, "--dry-run")["memory"]["all"]["host"] > 0
 
 
 @pytest.mark.parametrize("chain", [
     [(4, "full", 1), (2, "optimizer", 2)],
     [(1, "none", 1), (3, "full", 3), (2, "gradients", 1)],
     [(2, "none", 2), (3, "full", 1)],
+    [(3, "optimizer offload", 1), (2, "full", 2), (3, "full offload", 2)],
 ])  # fmt: skip
 def test_resume_on_other_ranks_by_another_strategy(runs, chain):
     """After 1, 2 and 4 of the steps, that is within both stages and between them, other ranks go on by other rules."""
-    name = "resume-" + "-".join(f"{ranks}{shard}" for ranks, shard, _ in chain)
+    name = "resume-" + "-".join(f"{ranks}{shard.replace(' ', '-')}" for ranks, shard, _ in chain)
     for i, (ranks, shard, steps) in enumerate(chain):
-        file = runs.config(name, ranks, shard=shard)
+        shard, *offload = shard.split()
+        file = runs.config(name, ranks, shard=shard, offload="optimizer" if offload else "none")
         last = i + 1 == len(chain)
         run_ranks([TRAIN, str(file) if last else f"{file}@{steps}"], ranks)
     assert_same_run(runs.folder(name), runs.folder("1-none-1-untied"), tolerance=1e-6)

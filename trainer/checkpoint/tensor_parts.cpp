@@ -30,7 +30,7 @@ class PartedTensors : public TensorSource {
   explicit PartedTensors(std::string directory) : directory_(std::move(directory)) {}
 
   void add(const std::string& file_name, const json& tensors) {
-    const auto file = std::make_shared<const SafetensorsFile>(directory_ + "/" + file_name);
+    const auto file = files_.emplace_back(std::make_shared<const SafetensorsFile>(directory_ + "/" + file_name));
     for (const auto& [name, place] : tensors.items()) {
       const TensorInfo info = file->info(name);
       const int64_t begin = place.at("begin"), end = begin + elements_in(info.shape);
@@ -75,6 +75,10 @@ class PartedTensors : public TensorSource {
     return pieces.size() == 1 ? pieces[0] : at::cat(pieces);
   }
 
+  void release() const override {
+    for (const auto& file : files_) file->release();
+  }
+
  private:
   const Whole& whole(const std::string& name) const {
     const auto found = tensors_.find(name);
@@ -83,6 +87,7 @@ class PartedTensors : public TensorSource {
   }
 
   std::string directory_;
+  std::vector<std::shared_ptr<const SafetensorsFile>> files_;
   std::map<std::string, Whole> tensors_;
 };
 

@@ -28,7 +28,7 @@ Division division_of(const Session& session, const RunOptions& options) {
 
 ordered_json memory_json(const MemoryEstimate& m) {
   return {{"parameters", m.parameters},   {"masters", m.masters}, {"gradients", m.gradients}, {"moments", m.moments},
-          {"activations", m.activations}, {"buffers", m.buffers}, {"teacher", m.teacher},     {"total", m.total()}};
+          {"activations", m.activations}, {"buffers", m.buffers}, {"teacher", m.teacher},     {"total", m.total()}, {"host", m.host}};
 }
 
 double gb(int64_t bytes) {
@@ -36,9 +36,9 @@ double gb(int64_t bytes) {
 }
 
 std::string memory_text(const std::string& name, const MemoryEstimate& m) {
-  return fmt::format("\n{:<14} {:>10.3f} {:>8.3f} {:>10.3f} {:>8.3f} {:>12.3f} {:>8.3f} {:>8.3f} {:>8.3f}", name,
-                     gb(m.parameters), gb(m.masters), gb(m.gradients), gb(m.moments), gb(m.activations), gb(m.buffers),
-                     gb(m.teacher), gb(m.total()));
+  return fmt::format("\n{:<14} {:>10.3f} {:>8.3f} {:>10.3f} {:>8.3f} {:>12.3f} {:>8.3f} {:>8.3f} {:>8.3f} {:>10.3f}",
+                     name, gb(m.parameters), gb(m.masters), gb(m.gradients), gb(m.moments), gb(m.activations),
+                     gb(m.buffers), gb(m.teacher), gb(m.total()), gb(m.host));
 }
 
 // The stages on the imagined ranks, added to `result` and `text`.
@@ -71,7 +71,7 @@ void describe_stages(const Session& session, const RunOptions& options, ordered_
   if (config.stages.empty()) return;
   text += fmt::format("\n\nparallel.shard {}, {} ranks, {} of them with each slice", config.parallel.shard,
                       division.world_size, division.holders());
-  text += "\nGB per rank    parameters  masters  gradients  moments  activations  buffers  teacher    total" +
+  text += "\nGB per rank    parameters  masters  gradients  moments  activations  buffers  teacher    total  + on host" +
           memory_table + "\nGB sent a step reduce-scatter all-gather all-reduce" + traffic_table;
 }
 

@@ -10,9 +10,11 @@
 #include "commands/scratch.h"
 #include "data/templates.h"
 #include "parallel/device.h"
-#include "train/evaluate_layerwise.h"
+#include "parallel/launch.h"
+#include "storage/hash.h"
 #include "support/error.h"
 #include "support/log.h"
+#include "train/evaluate_layerwise.h"
 
 namespace uniattn {
 namespace {
@@ -63,23 +65,39 @@ at::ScalarType dtype_of(const EvalArguments& arguments, const ModelDirectory& di
 }
 
 Evaluation evaluate_whole(const EvalArguments& arguments, const ModelDirectory& directory,
-                          const std::vector<Document>& documents) {
-  const Decoder model = load_decoder(directory, dtype_of(arguments, directory), compute_device(0));
-  ProcessGroup group(kTimeout);
+                          const std::vector<Document>& documents, ProcessGroup& group) {
+  const Decoder model =
+      load_decoder(directory, dtype_of(arguments, directory), compute_device(group.local_rank()));
   const Evaluation result = evaluate(model, documents, group);
   if (!arguments.logits.empty()) write_logits(model, documents, arguments.logits);
   return result;
 }
 
 Evaluation evaluate_by_layer(const EvalArguments& arguments, const ModelDirectory& directory,
-                             const std::vector<Document>& documents) {
+                             const std::vector<Document>& documents, ProcessGroup& group) {
   const auto tensors = open_model_tensors(directory.path);
   check_tensors(*tensors, directory.config, directory.plan, /*allow_missing_compensation=*/false);
   return evaluate_layerwise(directory.config, *tensors, directory.plan, dtype_of(arguments, directory), documents,
-                            compute_device(0));
+                            compute_device(group.local_rank()), group);
+}
+
+// That all ranks were given the same.
+void require_equal_inputs(const ModelDirectory& directory, const std::vector<Document>& documents,
+                          ProcessGroup& group) {
+  Hasher hasher;
+  for (const Document& document : documents) {
+    hasher.update({reinterpret_cast<const char*>(document.tokens.data()), document.tokens.size_bytes()});
+    hasher.update({reinterpret_cast<const char*>(document.supervised.data()), document.supervised.size_bytes()});
+  }
+  group.require_equal("model's config.json", directory.json.dump());
+  group.require_equal("evaluation data", hasher.hex());
 }
 
 void run_eval(const EvalArguments& arguments) {
+  const Launch launch = Launch::from_environment();
+  if (launch.rank > 0) log::only_warnings();
+  if (launch.world_size > 1 && !arguments.logits.empty())
+    fail_usage("--logits is written by one process, and there are {}: start it without torchrun", launch.world_size);
   const ModelDirectory directory = open_model_directory(arguments.model);
   const int64_t window =
       arguments.window > 0 ? arguments.window : std::min(directory.config.max_positions, kDefaultWindow);
@@ -103,8 +121,11 @@ void run_eval(const EvalArguments& arguments) {
     shards.emplace(prepare_tokens({source}, *tokenizer, directory.path, options, scratch->path()));
     documents = shards->documents();
   }
-  const Evaluation result = arguments.layerwise ? evaluate_by_layer(arguments, directory, documents)
-                                                : evaluate_whole(arguments, directory, documents);
+  ProcessGroup group(kTimeout);
+  require_equal_inputs(directory, documents, group);
+  const Evaluation result = arguments.layerwise ? evaluate_by_layer(arguments, directory, documents, group)
+                                                : evaluate_whole(arguments, directory, documents, group);
+  if (group.rank() > 0) return;
   print_result(arguments.json, {{"loss", result.loss}, {"perplexity", result.perplexity()}, {"tokens", result.tokens}},
                fmt::format("loss {:.6f} nats per token\nperplexity {:.4f}\npredicted tokens {}", result.loss,
                            result.perplexity(), result.tokens));

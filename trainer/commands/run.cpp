@@ -1,4 +1,5 @@
 // run, calibrate, train: the commands that work through a configuration.
+#include <ATen/Context.h>
 #include <fmt/ranges.h>
 #include <unistd.h>
 
@@ -16,6 +17,8 @@
 #include "support/error.h"
 #include "support/log.h"
 #include "support/signals.h"
+#include "train/evaluate.h"
+#include "train/parameters.h"
 
 namespace uniattn {
 namespace {
@@ -50,6 +53,14 @@ void require_equal_inputs(const Session& session, const RunDirectory& run, const
   require_shared(run.path, group);
 }
 
+void check_offload(const Config& config) {
+  if (config.parallel.offload != "none" && !at::hasCUDA())
+    fail_usage(
+        "parallel.offload: {} moves masters and moments from a GPU to the host's memory, and there is no GPU here: "
+        "remove it, or imagine one by --dry-run --device",
+        config.parallel.offload);
+}
+
 // What all three commands do first. Data is ready before the ranks meet, so that no rank waits in a collective for
 // another's tokenizing.
 struct Started {
@@ -61,6 +72,7 @@ struct Started {
 
 Started start(const RunOptions& options) {
   Started started{.session = open_session(options.path, options.overrides), .run = {}, .data = {}, .group = {}};
+  check_offload(started.session.config);
   const bool first = Launch::from_environment().rank == 0;
   if (!first) log::only_warnings();
   started.run = create_run_directory(started.session.config, options.accept_changes);
@@ -76,12 +88,20 @@ const char* to_string(Outcome outcome) {
   return outcome == Outcome::finished ? "finished" : "stopped";
 }
 
-// Held-out loss of the exported directory: what a user of it gets.
+// Held-out loss of the exported directory: what a user of it gets. Divided over the ranks as it was in training.
 std::optional<Evaluation> evaluate_export(const Started& started) {
   if (!started.data.eval) return std::nullopt;
+  const Config& config = started.session.config;
+  const ModelDirectory exported = open_model_directory(started.run.exported());
+  const auto tensors = open_model_tensors(exported.path);
+  check_tensors(*tensors, exported.config, exported.plan, /*allow_missing_compensation=*/false);
+  Decoder model;
+  model.config = exported.config;
+  model.plan = exported.plan;
   const at::Device device = compute_device(started.group->local_rank());
-  const Decoder model = load_decoder(open_model_directory(started.run.exported()),
-                                     parse_dtype(started.session.config.model.dtype), device);
+  const Sharding sharding =
+      make_sharding(*started.group, parse_shard(config.parallel.shard), config.parallel.replicas, device);
+  const auto parameters = frozen_parameters(model, *tensors, sharding, parse_dtype(config.model.dtype), device);
   return evaluate(model, started.data.eval->documents(), *started.group);
 }
 

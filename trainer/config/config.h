@@ -266,11 +266,12 @@ struct SamplesConfig {
 struct ParallelConfig {
   std::string shard = "none";     // none | optimizer | gradients | full: what is divided over the ranks
   int64_t replicas = 1;           // groups of ranks that hold the same slices
+  std::string offload = "none";   // none | optimizer: what a GPU keeps in the host's memory
   int64_t timeout_seconds = 600;  // after which a silent rank ends the run
   void validate() const;
   template <class V>
   void visit(V& v) {
-    v("shard", shard), v("replicas", replicas), v("timeout_seconds", timeout_seconds);
+    v("shard", shard), v("replicas", replicas), v("offload", offload), v("timeout_seconds", timeout_seconds);
   }
   bool operator==(const ParallelConfig&) const = default;
 };

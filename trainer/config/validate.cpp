@@ -265,6 +265,7 @@ void ParallelConfig::validate() const {
   if (shard == "none" && replicas != 1)
     invalid("parallel.replicas",
             "is {}, and with shard: none every rank is a replica; choose what to shard, or drop it", replicas);
+  require_known("parallel.offload", offload, {"none", "optimizer"});
   require_at_least<int64_t>("parallel.timeout_seconds", timeout_seconds, 1);
 }
 

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/record_function.h>
 
 #include "parallel/backends.h"
 #include "parallel/process_group.h"
@@ -10,7 +11,8 @@
 namespace uniattn {
 namespace {
 
-void finish(const char* operation, c10d::Work& work) {
+void finish(const std::string& operation, c10d::Work& work) {
+  RECORD_USER_SCOPE("wait for " + operation);  // what communication costs beyond the computation beside it
   try {
     work.wait();
   } catch (const std::exception& error) {

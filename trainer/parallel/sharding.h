@@ -28,6 +28,7 @@ struct Sharding {
   int64_t world_size = 1;
   Communicator slices;    // the ranks of this group
   Communicator replicas;  // the ranks with this rank's slice
+  bool offload = false;   // masters and moments lie in host memory, and the update is computed there
 
   int64_t pieces_per_slice() const { return replicas.size(); }
   int64_t kept_piece() const { return slices.rank() * replicas.size() + replicas.rank(); }

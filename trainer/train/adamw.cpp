@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <map>
 
 #include "support/error.h"
 #include "train/stochastic_rounding.h"
@@ -20,8 +19,8 @@ struct Members {
   std::vector<at::Tensor> masters, gradients, first, second;
 };
 
-void update(const Members& m, const at::Tensor& steps, double learning_rate, double decay,
-            const OptimizerConfig& config) {
+void update_fused(const Members& m, const at::Tensor& steps, double learning_rate, double decay,
+                  const OptimizerConfig& config) {
   at::_fused_adamw_(m.masters, m.gradients, m.first, m.second, /*max_exp_avg_sqs=*/{},
                     std::vector<at::Tensor>(m.masters.size(), steps), learning_rate, config.beta1, config.beta2, decay,
                     config.eps, /*amsgrad=*/false, /*maximize=*/false);
@@ -37,11 +36,13 @@ uint64_t name_hash(const std::string& name) {
 }  // namespace
 
 AdamW::AdamW(const Parameters& parameters, const OptimizerConfig& config)
-    : config_(config), dtype_(config.moments == "bfloat16" ? at::kBFloat16 : at::kFloat) {
+    : config_(config),
+      dtype_(config.moments == "bfloat16" ? at::kBFloat16 : at::kFloat),
+      steps_(at::zeros({}, at::kFloat)) {
   for (const Segment& segment : parameters.segments(Role::trained)) {
-    first_.push_back(at::zeros_like(segment.master, at::dtype(dtype_)));
-    second_.push_back(at::zeros_like(segment.master, at::dtype(dtype_)));
-    steps_ = at::zeros({}, segment.master.options());
+    const auto zeros = [&] { return at::zeros_like(segment.master, at::dtype(dtype_)); };
+    moments_[segment.name] = {zeros(), zeros()};
+    steps_ = steps_.to(segment.master.device());
   }
 }
 
@@ -49,66 +50,69 @@ double AdamW::decay_of(const Segment& segment) const {
   return segment.shape.size() > 1 ? config_.weight_decay : 0.0;
 }
 
-void AdamW::step(const Parameters& parameters, double learning_rate) {
-  const std::vector<Segment> segments = parameters.segments(Role::trained);
-  if (segments.empty()) return;  // more ranks than there is to share
+void AdamW::step(Parameters& parameters, double learning_rate) {
   steps_.add_(1);
+  parameters.update([&](const std::vector<Segment>& segments) { update(segments, learning_rate); });
+}
+
+void AdamW::update(const std::vector<Segment>& segments, double learning_rate) {
   std::map<double, Members> by_decay;
-  for (size_t i = 0; i < segments.size(); ++i) {
+  for (const Segment& segment : segments) {
+    const Moments& moments = moments_.at(segment.name);
     if (dtype_ == at::kBFloat16) {
-      step_in_bfloat16(segments[i], first_[i], second_[i], learning_rate);
+      update_in_bfloat16(segment, moments, learning_rate);
       continue;
     }
-    Members& members = by_decay[decay_of(segments[i])];
-    members.masters.push_back(segments[i].master);
-    members.gradients.push_back(segments[i].gradient);
-    members.first.push_back(first_[i]);
-    members.second.push_back(second_[i]);
+    Members& members = by_decay[decay_of(segment)];
+    members.masters.push_back(segment.master);
+    members.gradients.push_back(segment.gradient);
+    members.first.push_back(moments.first);
+    members.second.push_back(moments.second);
   }
-  for (const auto& [decay, members] : by_decay) update(members, steps_, learning_rate, decay, config_);
+  for (const auto& [decay, members] : by_decay) update_fused(members, steps_, learning_rate, decay, config_);
 }
 
 // Piece by piece: what exists in float32 besides stays small.
-void AdamW::step_in_bfloat16(const Segment& segment, at::Tensor& first, at::Tensor& second, double learning_rate) {
+void AdamW::update_in_bfloat16(const Segment& segment, const Moments& moments, double learning_rate) {
   const auto step = static_cast<uint64_t>(steps_.item<float>());
-  for (int64_t begin = 0; begin < first.numel(); begin += kPiece) {
-    const int64_t count = std::min(kPiece, first.numel() - begin);
+  for (int64_t begin = 0; begin < segment.master.numel(); begin += kPiece) {
+    const int64_t count = std::min(kPiece, segment.master.numel() - begin);
     const auto piece = [&](const at::Tensor& tensor) { return tensor.narrow(0, begin, count); };
-    const at::Tensor first_piece = piece(first).to(at::kFloat), second_piece = piece(second).to(at::kFloat);
-    update({{piece(segment.master)}, {piece(segment.gradient)}, {first_piece}, {second_piece}}, steps_, learning_rate,
-           decay_of(segment), config_);
+    const at::Tensor first = piece(moments.first).to(at::kFloat), second = piece(moments.second).to(at::kFloat);
+    update_fused({{piece(segment.master)}, {piece(segment.gradient)}, {first}, {second}}, steps_, learning_rate,
+                 decay_of(segment), config_);
     const auto stream = [&](const std::string& moment) {
       return name_hash(moment + segment.name) + step * kStreamStep;
     };
-    piece(first).copy_(round_stochastically(first_piece, stream(kFirst), segment.begin + begin));
-    piece(second).copy_(round_stochastically(second_piece, stream(kSecond), segment.begin + begin));
+    piece(moments.first).copy_(round_stochastically(first, stream(kFirst), segment.begin + begin));
+    piece(moments.second).copy_(round_stochastically(second, stream(kSecond), segment.begin + begin));
   }
 }
 
 TensorParts AdamW::state(const Parameters& parameters, bool first_rank) const {
   TensorParts state;
-  const std::vector<Segment> segments = parameters.segments(Role::trained);
-  for (size_t i = 0; i < segments.size(); ++i) {
-    if (segments[i].kept == 0) continue;
-    state.push_back(kept_part(segments[i], kFirst + segments[i].name, first_[i]));
-    state.push_back(kept_part(segments[i], kSecond + segments[i].name, second_[i]));
+  for (const Segment& segment : parameters.segments(Role::trained)) {
+    if (segment.kept == 0) continue;
+    const Moments& moments = moments_.at(segment.name);
+    state.push_back(kept_part(segment, kFirst + segment.name, moments.first));
+    state.push_back(kept_part(segment, kSecond + segment.name, moments.second));
   }
   if (first_rank) state.push_back({.name = kSteps, .shape = {}, .begin = 0, .values = steps_.view({1})});
   return state;
 }
 
 void AdamW::load(const Parameters& parameters, const TensorSource& moments) {
-  const std::vector<Segment> segments = parameters.segments(Role::trained);
-  for (size_t i = 0; i < segments.size(); ++i) {
-    const Segment& segment = segments[i];
+  for (const Segment& segment : parameters.segments(Role::trained)) {
+    const auto& [first, second] = moments_.at(segment.name);
     const int64_t end = segment.begin + segment.master.numel();
-    for (const auto& [prefix, moment] : {std::pair(kFirst, first_[i]), std::pair(kSecond, second_[i])}) {
+    for (const auto& [prefix, moment] : {std::pair(kFirst, first), std::pair(kSecond, second)}) {
       if (moments.info(prefix + segment.name).shape != segment.shape)
         fail("the snapshot's moment tensor `{}` has another shape", prefix + segment.name);
       moment.copy_(moments.slice(prefix + segment.name, segment.begin, end));
     }
+    moments.release();
   }
-  if (!segments.empty()) steps_.copy_(moments.tensor(kSteps));
+  steps_.copy_(moments.tensor(kSteps));
 }
 
 }  // namespace uniattn

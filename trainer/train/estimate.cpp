@@ -63,15 +63,26 @@ bool StageEstimate::keeps_sums() const {
   return division_.shard <= Shard::optimizer || division_.slices() == 1;
 }
 
+// What is there from the first step to the last.
+MemoryEstimate StageEstimate::constant_memory() const {
+  const int64_t slices = division_.slices(), trained = sum(&Part::trained), kept = trained + sum(&Part::carried);
+  const int64_t divided = division_.shard == Shard::full ? slices : 1;
+  const int64_t masters = kept / slices * 4;
+  const int64_t moments = trained / slices * (config_.optimizer.moments == "bfloat16" ? 4 : 8);
+  MemoryEstimate memory;
+  memory.parameters = (kept + sum(&Part::frozen)) * bytes_ / divided;
+  memory.teacher = teacher_elements_ * bytes_ / divided;
+  if (config_.parallel.offload == "optimizer") {
+    memory.host = masters + moments + trained / slices * 4;
+    return memory;
+  }
+  memory.masters = bytes_ == 4 ? 0 : masters;
+  memory.moments = moments;
+  return memory;
+}
+
 MemoryEstimate StageEstimate::memory() const {
-  const int64_t slices = division_.slices(), trained = sum(&Part::trained), carried = sum(&Part::carried);
-  const int64_t all = trained + carried + sum(&Part::frozen);
-  const bool shards_parameters = division_.shard == Shard::full;
-  MemoryEstimate always;
-  always.parameters = all * bytes_ / (shards_parameters ? slices : 1);
-  always.masters = bytes_ == 4 ? 0 : (trained + carried) / slices * 4;
-  always.moments = trained / slices * (config_.optimizer.moments == "bfloat16" ? 4 : 8);
-  always.teacher = teacher_elements_ * bytes_ / (shards_parameters ? slices : 1);
+  const MemoryEstimate always = constant_memory();
   // Backward goes down through the parts: activations go, gradients come.
   const auto parts = static_cast<int64_t>(parts_.size());
   MemoryEstimate fullest;
@@ -79,7 +90,7 @@ MemoryEstimate StageEstimate::memory() const {
     MemoryEstimate now = always;
     now.activations = activation_bytes() * (part + 1) / parts;
     now.gradients = gradient_bytes(part);
-    now.buffers = (shards_parameters ? gathered_bytes() : 0) + reduction_bytes(part);
+    now.buffers = (division_.shard == Shard::full ? gathered_bytes() : 0) + reduction_bytes(part);
     if (now.total() > fullest.total()) fullest = now;
   }
   return fullest;

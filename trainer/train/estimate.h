@@ -17,7 +17,7 @@ struct Division {
   int64_t slices() const { return world_size / holders(); }
 };
 
-// Bytes at the fullest moment of a step.
+// Bytes at the fullest moment of a step, of the memory that the rank computes in; `host` besides.
 struct MemoryEstimate {
   int64_t parameters = 0;   // in the compute dtype, those that are always there
   int64_t masters = 0;      // float32 values of trained parameters, where the compute dtype is another
@@ -26,6 +26,7 @@ struct MemoryEstimate {
   int64_t activations = 0;  // estimate
   int64_t buffers = 0;      // gathered parameters, gradients of the part under way, what is being sent
   int64_t teacher = 0;      // the base model, where the stage distills
+  int64_t host = 0;         // masters, moments and what is exchanged with them, where these are offloaded
   int64_t total() const { return parameters + masters + gradients + moments + activations + buffers + teacher; }
 };
 
@@ -53,6 +54,7 @@ class StageEstimate {
     int64_t all() const { return trained + carried + frozen; }
   };
   int64_t sum(int64_t Part::*size) const;
+  MemoryEstimate constant_memory() const;
   int64_t needed_by(size_t part) const;
   int64_t activation_bytes() const;
   int64_t gathered_bytes() const;

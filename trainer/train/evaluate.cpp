@@ -31,6 +31,13 @@ double Evaluation::perplexity() const {
   return std::exp(loss);
 }
 
+Evaluation over_ranks(double loss_sum, int64_t tokens, ProcessGroup& group) {
+  const double sum = group.sum(loss_sum);
+  const int64_t count = group.sum(tokens);
+  if (count == 0) fail("there is nothing to evaluate: no token is predicted");
+  return {sum / static_cast<double>(count), count};
+}
+
 Evaluation evaluate(const Decoder& model, const std::vector<Document>& documents, ProcessGroup& group) {
   const at::NoGradGuard no_grad;
   if (documents.empty()) fail("there is nothing to evaluate: no document");
@@ -44,11 +51,7 @@ Evaluation evaluate(const Decoder& model, const std::vector<Document>& documents
     sum += model.token_losses(to_device(batch, model.embedding.device())).sum(at::kDouble).item<double>();
     tokens += batch.supervised;
   }
-  at::Tensor totals = at::tensor({sum, static_cast<double>(tokens)}, at::kDouble);
-  group.all_reduce_sum(totals);
-  const auto all_tokens = static_cast<int64_t>(totals[1].item<double>());
-  if (all_tokens == 0) fail("there is nothing to evaluate: no token is predicted");
-  return {totals[0].item<double>() / static_cast<double>(all_tokens), all_tokens};
+  return over_ranks(sum, tokens, group);
 }
 
 }  // namespace uniattn

@@ -12,6 +12,9 @@ struct Evaluation {
   double perplexity() const;
 };
 
+// Of all ranks together: `loss_sum` over `tokens` predicted tokens is this one's. Throws Error when there is no token.
+Evaluation over_ranks(double loss_sum, int64_t tokens, ProcessGroup& group);
+
 // Mean over all supervised tokens; ranks share the documents. Throws Error when there is none.
 Evaluation evaluate(const Decoder& model, const std::vector<Document>& documents, ProcessGroup& group);
 

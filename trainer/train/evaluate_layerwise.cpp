@@ -98,20 +98,22 @@ class LayerwiseModel {
 }  // namespace
 
 Evaluation evaluate_layerwise(const ModelConfig& config, const TensorSource& tensors, const SharingPlan& plan,
-                              at::ScalarType dtype, const std::vector<Document>& documents, at::Device device) {
+                              at::ScalarType dtype, const std::vector<Document>& documents, at::Device device,
+                              ProcessGroup& group) {
   const at::NoGradGuard no_grad;
+  std::vector<Document> own;
+  for (size_t i = group.rank(); i < documents.size(); i += group.world_size()) own.push_back(documents[i]);
   const LayerwiseModel model(config, tensors, plan, dtype, device);
   double sum = 0;
   int64_t tokens = 0;
-  for (std::span<const Document> rest = documents; !rest.empty();) {
+  for (std::span<const Document> rest = own; !rest.empty();) {
     const auto some = take(rest, kPassTokens);
     sum += model.loss(some);
     for (const Document& document : some)
       tokens += std::count(document.supervised.begin(), document.supervised.end(), 1);
-    log::info(fmt::format("evaluated {} of {} documents", documents.size() - rest.size(), documents.size()));
+    log::info(fmt::format("evaluated {} of {} documents", own.size() - rest.size(), own.size()));
   }
-  if (tokens == 0) fail("there is nothing to evaluate: no token is predicted");
-  return {sum / static_cast<double>(tokens), tokens};
+  return over_ranks(sum, tokens, group);
 }
 
 }  // namespace uniattn

@@ -1,6 +1,7 @@
 #include "train/flat_group.h"
 
 #include <ATen/ATen.h>
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
@@ -48,8 +49,19 @@ FlatGroup::FlatGroup(const std::vector<ParameterSlot>& slots, Role role, const S
   }
   if (shards_parameters()) release();
   own_ = shards_parameters() ? at::zeros({slice_size_}, flat_.options()) : slice_of(flat_);
-  if (role != Role::frozen) master_ = dtype == at::kFloat ? own_ : at::zeros_like(own_, at::dtype(at::kFloat));
+  if (role != Role::frozen) make_masters();
   for (size_t i = 0; i < slots.size(); ++i) load(source, entries_[i], slots[i]);
+}
+
+void FlatGroup::make_masters() {
+  if (!sharding_.offload) {
+    master_ = flat_.scalar_type() == at::kFloat ? own_ : at::zeros_like(own_, at::dtype(at::kFloat));
+    return;
+  }
+  const auto on_host = at::dtype(at::kFloat).device(at::kCPU);
+  master_ = at::zeros({slice_size_}, on_host);
+  // A GPU copies beside its computation only from and to pinned memory.
+  if (role_ == Role::trained) exchange_ = at::empty({slice_size_}, on_host.pinned_memory(flat_.is_cuda()));
 }
 
 void FlatGroup::load(const TensorSource& source, const Entry& entry, const TensorSpec& spec) {
@@ -127,14 +139,33 @@ void FlatGroup::clear_gradients() {
   gradient_.reset();
 }
 
+void FlatGroup::start_fetch() {
+  if (!sharding_.offload) return;
+  exchange_.copy_(gradient_, /*non_blocking=*/true);
+  if (!gradient_.is_cuda()) return;
+  fetched_.emplace(at::kCUDA);
+  fetched_->record(at::accelerator::getCurrentStream(gradient_.device().index()));
+}
+
+std::vector<Segment> FlatGroup::finish_fetch() {
+  if (fetched_) fetched_->synchronize();
+  return segments_with(sharding_.offload ? exchange_ : gradient_);
+}
+
 Pending FlatGroup::publish() {
   const at::NoGradGuard no_grad;
-  if (!master_.is_same(own_)) own_.copy_(master_);
+  if (sharding_.offload) {
+    const at::Tensor rounded = exchange_.view(own_.scalar_type()).narrow(0, 0, slice_size_);  // over used gradients
+    rounded.copy_(master_);
+    own_.copy_(rounded, /*non_blocking=*/true);
+  } else if (!master_.is_same(own_)) {
+    own_.copy_(master_);
+  }
   if (shards_parameters()) return {};
   return sharding_.slices.all_gather(flat_, own_);
 }
 
-std::vector<Segment> FlatGroup::segments() const {
+std::vector<Segment> FlatGroup::segments_with(const at::Tensor& gradient) const {
   const int64_t piece = padded_ / sharding_.world_size;
   const int64_t kept_begin = sharding_.kept_piece() * piece, kept_end = kept_begin + piece;
   std::vector<Segment> segments;
@@ -148,7 +179,7 @@ std::vector<Segment> FlatGroup::segments() const {
                         .shape = entry.shape,
                         .begin = begin - entry.begin,
                         .master = master_.narrow(0, offset, end - begin),
-                        .gradient = gradient_.defined() ? gradient_.narrow(0, offset, end - begin) : at::Tensor(),
+                        .gradient = gradient.defined() ? gradient.narrow(0, offset, end - begin) : at::Tensor(),
                         .kept_begin = from - begin,
                         .kept = to - from});
   }

@@ -1,6 +1,9 @@
 // Parameters of one part of a model that share a role, in one flat buffer that can be divided over the ranks.
 #pragma once
+#include <c10/core/Event.h>
+
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,7 +24,7 @@ struct Segment {
   std::vector<int64_t> shape;  // of the whole parameter
   int64_t begin;               // of the first element in the flattened parameter
   at::Tensor master;           // [n] float32
-  at::Tensor gradient;         // [n] float32; undefined unless trained and reduced
+  at::Tensor gradient;         // [n] float32, on the device that computes; undefined unless trained and reduced
   int64_t kept_begin, kept;    // of the n, those that this rank alone counts and writes; kept may be 0
 };
 
@@ -55,10 +58,15 @@ class FlatGroup {
   Pending reduce_replicas();
   void clear_gradients();
 
+  // Brings the gradient of this rank's slice to where the masters are, which takes time where these are offloaded: it is
+  // started for all groups, so that the copy runs beside the update of others.
+  void start_fetch();
+  // segments(), with the gradients that have arrived.
+  std::vector<Segment> finish_fetch();
   // Rounds the masters into the parameters for compute and sends them to the ranks that hold those.
   Pending publish();
 
-  std::vector<Segment> segments() const;
+  std::vector<Segment> segments() const { return segments_with(gradient_); }
 
  private:
   struct Entry {
@@ -71,6 +79,8 @@ class FlatGroup {
   // Whether whole gradient sums stay between steps, so that the slice's gradient is a part of them.
   bool keeps_sums() const { return sharding_.strategy <= Shard::optimizer || sharding_.slices.size() == 1; }
   at::Tensor slice_of(const at::Tensor& flat) const { return flat.narrow(0, slice_begin_, slice_size_); }
+  void make_masters();
+  std::vector<Segment> segments_with(const at::Tensor& gradient) const;
   void load(const TensorSource& source, const Entry& entry, const TensorSpec& spec);
 
   Role role_;
@@ -79,7 +89,9 @@ class FlatGroup {
   int64_t elements_ = 0, padded_ = 0, slice_begin_ = 0, slice_size_ = 0;
   at::Tensor flat_;             // [padded] compute dtype; without memory while the group is released
   at::Tensor own_;              // [slice] compute dtype: a part of flat_, or apart from it when parameters are sharded
-  at::Tensor master_;           // [slice] float32; own_ itself when that is float32
+  at::Tensor master_;           // [slice] float32; own_ itself when that is float32 and nothing is offloaded
+  at::Tensor exchange_;         // [slice] float32, offloaded: gradients as they come, parameters as they go
+  std::optional<c10::Event> fetched_;
   at::Tensor sums_, gradient_;  // [padded], [slice] float32
   at::Tensor reduced_;          // [slice] float32, under way
   Pending gather_, reduce_;

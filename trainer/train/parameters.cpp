@@ -20,6 +20,7 @@ Parameters::Parameters(Decoder& model, const TensorSource& source, const RoleOf&
       part.push_back(groups_.back().get());
       if (role == Role::trained) trained_.push_back(part.back());
     }
+    source.release();  // else the files would fill memory beside what was read of them
   }
   if (model.config.tied_embeddings) model.head = model.embedding;
   needs_backward_.resize(parts_.size());
@@ -136,9 +137,11 @@ void Parameters::scale_gradients(double factor) {
   for (Segment& segment : segments(Role::trained)) segment.gradient.mul_(factor);
 }
 
-void Parameters::publish() {
+void Parameters::update(const std::function<void(const std::vector<Segment>&)>& update) {
+  for (FlatGroup* group : trained_) group->start_fetch();
   Pending before;
   for (FlatGroup* group : trained_) {
+    update(group->finish_fetch());
     Pending next = group->publish();
     before.wait();
     before = std::move(next);
@@ -153,6 +156,12 @@ std::vector<Segment> Parameters::segments(Role role) const {
     for (Segment& segment : group->segments()) all.push_back(std::move(segment));
   }
   return all;
+}
+
+std::unique_ptr<Parameters> frozen_parameters(Decoder& model, const TensorSource& source, const Sharding& sharding,
+                                              at::ScalarType dtype, at::Device device) {
+  const auto frozen = [](const std::string&) { return Role::frozen; };
+  return std::make_unique<Parameters>(model, source, frozen, sharding, dtype, device);
 }
 
 TensorPart kept_part(const Segment& segment, const std::string& name, const at::Tensor& values) {

@@ -39,8 +39,9 @@ class Parameters : public PartObserver {
   // Of the whole gradient, over all ranks: the same on each.
   double gradient_norm(ProcessGroup& group) const;
   void scale_gradients(double factor);
-  // After the masters were updated.
-  void publish();
+  // Calls `update` with the segments of each trained part, all on the masters' device, and makes the new masters the
+  // parameters of all ranks. Copies from and to offloaded masters, and communication, run beside other parts' updates.
+  void update(const std::function<void(const std::vector<Segment>&)>& update);
 
   // What this rank updates, in the same order every time; `role` trained or carried.
   std::vector<Segment> segments(Role role) const;
@@ -70,6 +71,10 @@ class Parameters : public PartObserver {
   FlatGroup* reducing_ = nullptr;
   Pending replicating_;
 };
+
+// For a model that is only computed with: nothing of it is trained, and under `full` no rank holds it.
+std::unique_ptr<Parameters> frozen_parameters(Decoder& model, const TensorSource& source, const Sharding& sharding,
+                                              at::ScalarType dtype, at::Device device);
 
 // The elements of `values`, which belongs to `segment`, that this rank writes to a snapshot under `name`.
 TensorPart kept_part(const Segment& segment, const std::string& name, const at::Tensor& values);

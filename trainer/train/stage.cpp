@@ -133,7 +133,6 @@ void Stage::update(StepMetrics& metrics) {
   const double limit = run_.config.optimizer.clip_norm;
   if (limit > 0 && metrics.gradient_norm > limit) parameters_.scale_gradients(limit / metrics.gradient_norm);
   optimizer_.step(parameters_, metrics.learning_rate);
-  parameters_.publish();
 }
 
 }  // namespace uniattn

@@ -42,6 +42,7 @@ class Trainer {
                .head = {},
                .layers = {}},
         steps_(stage_steps(config_, run.train, run.rows_per_step())) {
+    sharding_.offload = config_.parallel.offload == "optimizer";
     model_.checkpoint_activations = config_.optimizer.activation_checkpointing;
     snapshot_ = open_newest();
     if (snapshot_) resume(options.accept_changes);
@@ -99,9 +100,7 @@ class Trainer {
     if (!config_.stages[stage_].distill) return nullptr;
     teacher.config = run_.model.config;
     teacher.plan = run_.model.plan;
-    const auto frozen = [](const std::string&) { return Role::frozen; };
-    return std::make_unique<Parameters>(teacher, *open_model_tensors(run_.model.path), frozen, sharding_, dtype(),
-                                        device_);
+    return frozen_parameters(teacher, *open_model_tensors(run_.model.path), sharding_, dtype(), device_);
   }
 
   void train_step(Stage& stage) {

@@ -1,16 +1,19 @@
 // One rank that works through several configurations, for tests/python/test_shard.py: starting the program for each
-// would take longer than the training. train_ranks CONFIG[@STEPS] ...: as `uniattn train CONFIG --stop-after STEPS`. Prints, for
-// each, the most bytes that this rank's tensors took.
+// would take longer than the training. train_ranks CONFIG[@STEPS] ...: as `uniattn train CONFIG --stop-after STEPS`,
+// also where the program refuses to imitate a GPU (parallel.offload). Prints, for each, the most bytes that this rank's
+// tensors took. TRAIN_RANKS_TIMELINE=FILE: rank 0 writes there what it computed, sent and waited for.
 #include <iostream>
 
 #include "commands/pipeline.h"
 #include "counting_allocator.h"
 #include "support/error.h"
 #include "support/log.h"
+#include "timeline.h"
 
 namespace {
 
 using namespace uniattn;
+using testing::Timeline;
 
 void train_one(const std::string& argument, ProcessGroup& group) {
   const size_t at = argument.find('@');
@@ -28,6 +31,8 @@ int main(int argc, char** argv) {
     CountingAllocator& memory = CountingAllocator::install();
     log::only_warnings();
     ProcessGroup group{std::chrono::seconds(120)};
+    const char* timeline = std::getenv("TRAIN_RANKS_TIMELINE");
+    if (timeline && group.rank() == 0) Timeline::record(timeline);
     for (int i = 1; i < argc; ++i) {
       memory.reset_peak();
       const size_t before = memory.bytes();
