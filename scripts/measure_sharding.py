@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The table "Measured, 300 M parameters" of docs/scaling.md: memory and traffic of real ranks, beside what --dry-run says.
 
-scripts/measure_sharding.py [--ranks 2] [--dtype bfloat16] [--csv FILE]
+scripts/measure_sharding.py [--ranks 2] [--shard none full …] [--dtype bfloat16] [--csv FILE]
 
 Needs the program and its test tools (build/release), some GB of memory per rank, and the right to make a network
 (unshare --net), whose counters tell what was sent.
@@ -22,7 +22,7 @@ import yaml
 from safetensors.torch import save_file
 from scaling_tables import LLAMA, tensors
 
-BUILD = Path(__file__).parents[1] / "build" / "release"
+BUILD = Path(os.environ.get("UNIATTN_BUILD", Path(__file__).parents[1] / "build" / "release"))
 MODEL = LLAMA | {"vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 18,
                  "num_attention_heads": 16, "num_key_value_heads": 16, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 DIVISIONS = [
@@ -52,7 +52,7 @@ def write_config(folder, dtype, parallel, steps):
         "plan": {"mode": "share_probs", "group": 2, "begin": 0, "end": 18},
         "data": {"train": [{"path": str(folder / "model" / "train.ids"), "format": "ids"}], "max_length": 16},
         "stages": [{"name": "all", "train": "all", "max_steps": steps, "learning_rate": 1.0e-4}],
-        "checkpoint": {"every_steps": 0},
+        "checkpoint": {"every_steps": 1000},
         "parallel": parallel,
     }
     file = folder / "config.yaml"
@@ -113,6 +113,7 @@ def print_row(row):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--ranks", type=int, default=2)
+    arguments.add_argument("--shard", nargs="+", default=["none", "optimizer", "gradients", "full"])
     arguments.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     arguments.add_argument("--csv", type=Path)
     asked = arguments.parse_args()
@@ -123,7 +124,8 @@ def main():
         print("| ranks | shard | replicas | offload | predicted, GB per rank | measured | ratio | predicted, GB sent per step, "
               "all ranks | measured | ratio |\n" + "| --- " * 10 + "|")  # fmt: skip
         for parallel in DIVISIONS:
-            if asked.ranks % parallel.get("replicas", 1) == 0 and parallel.get("replicas", 1) < asked.ranks:
+            replicas = parallel.get("replicas", 1)
+            if parallel["shard"] in asked.shard and asked.ranks % replicas == 0 and replicas < asked.ranks:
                 rows.append(measure(folder, asked.ranks, asked.dtype, parallel))
                 print_row(rows[-1])
     if asked.csv:

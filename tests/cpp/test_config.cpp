@@ -121,8 +121,10 @@ TEST_CASE("types are strict, and errors say where", "[config]") {
   CHECK(error_of(with("path: some/model", "path: [a]")) == "FILE:3: model.path: expected a string, found a list");
   CHECK(error_of(with("compensation: full}", "compensation: half}")) ==
         "FILE:5: plan.compensation: expected none, full or {rank: R}, found 'half'");
-  CHECK_THAT(error_of(with("parallel: {}", "parallel: 8")),
-             contains("FILE:18: parallel: expected a mapping with the keys shard, replicas, offload, timeout_seconds, found '8'"));
+  CHECK_THAT(
+      error_of(with("parallel: {}", "parallel: 8")),
+      contains(
+          "FILE:18: parallel: expected a mapping with the keys shard, replicas, offload, timeout_seconds, found '8'"));
   CHECK(error_of(with("data: [{path: a.json, format: alpaca}]", "data: a.json")) ==
         "FILE:7: calibration.data: expected a list, found 'a.json'");
   CHECK_THAT(error_of("- a\n"), contains("FILE:1: expected a mapping with the keys run, model"));

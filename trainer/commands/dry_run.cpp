@@ -27,8 +27,9 @@ Division division_of(const Session& session, const RunOptions& options) {
 }
 
 ordered_json memory_json(const MemoryEstimate& m) {
-  return {{"parameters", m.parameters},   {"masters", m.masters}, {"gradients", m.gradients}, {"moments", m.moments},
-          {"activations", m.activations}, {"buffers", m.buffers}, {"teacher", m.teacher},     {"total", m.total()}, {"host", m.host}};
+  return {{"parameters", m.parameters}, {"masters", m.masters},         {"gradients", m.gradients},
+          {"moments", m.moments},       {"activations", m.activations}, {"buffers", m.buffers},
+          {"teacher", m.teacher},       {"total", m.total()},           {"host", m.host}};
 }
 
 double gb(int64_t bytes) {
@@ -71,8 +72,9 @@ void describe_stages(const Session& session, const RunOptions& options, ordered_
   if (config.stages.empty()) return;
   text += fmt::format("\n\nparallel.shard {}, {} ranks, {} of them with each slice", config.parallel.shard,
                       division.world_size, division.holders());
-  text += "\nGB per rank    parameters  masters  gradients  moments  activations  buffers  teacher    total  + on host" +
-          memory_table + "\nGB sent a step reduce-scatter all-gather all-reduce" + traffic_table;
+  text +=
+      "\nGB per rank    parameters  masters  gradients  moments  activations  buffers  teacher    total  + on host" +
+      memory_table + "\nGB sent a step reduce-scatter all-gather all-reduce" + traffic_table;
 }
 
 }  // namespace

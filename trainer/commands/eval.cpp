@@ -66,8 +66,7 @@ at::ScalarType dtype_of(const EvalArguments& arguments, const ModelDirectory& di
 
 Evaluation evaluate_whole(const EvalArguments& arguments, const ModelDirectory& directory,
                           const std::vector<Document>& documents, ProcessGroup& group) {
-  const Decoder model =
-      load_decoder(directory, dtype_of(arguments, directory), compute_device(group.local_rank()));
+  const Decoder model = load_decoder(directory, dtype_of(arguments, directory), compute_device(group.local_rank()));
   const Evaluation result = evaluate(model, documents, group);
   if (!arguments.logits.empty()) write_logits(model, documents, arguments.logits);
   return result;

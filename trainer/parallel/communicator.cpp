@@ -11,8 +11,14 @@
 namespace uniattn {
 namespace {
 
+// Both ends of a collective are marked for profilers: what lies between them runs beside it, and the wait is what it
+// costs.
+void mark_start(const std::string& operation) {
+  RECORD_USER_SCOPE("start " + operation);
+}
+
 void finish(const std::string& operation, c10d::Work& work) {
-  RECORD_USER_SCOPE("wait for " + operation);  // what communication costs beyond the computation beside it
+  RECORD_USER_SCOPE("wait for " + operation);
   try {
     work.wait();
   } catch (const std::exception& error) {
@@ -39,6 +45,7 @@ Pending Communicator::reduce_scatter_sum(at::Tensor out, at::Tensor in) const {
     if (!out.is_alias_of(in)) out.copy_(in);
     return {};
   }
+  mark_start("reduce-scatter");
   if (device_.is_cuda()) {
     const auto work = connection_->backend->_reduce_scatter_base(out, in);
     return Pending([work, out, in] { finish("reduce-scatter", *work); });
@@ -59,6 +66,7 @@ Pending Communicator::reduce_scatter_sum(at::Tensor out, at::Tensor in) const {
 Pending Communicator::all_reduce_sum(at::Tensor tensor) const {
   if (size_ == 1) return {};
   if (device_.is_cuda()) {
+    mark_start("all-reduce");
     std::vector<at::Tensor> tensors = {tensor};
     const auto work = connection_->backend->allreduce(tensors);
     return Pending([work, tensor] { finish("all-reduce", *work); });
@@ -78,6 +86,7 @@ Pending Communicator::all_gather(at::Tensor out, at::Tensor in) const {
     if (!out.is_alias_of(in)) out.copy_(in);
     return {};
   }
+  mark_start("all-gather");
   const auto work = connection_->backend->_allgather_base(out, in);
   return Pending([work, out, in] { finish("all-gather", *work); });
 }

@@ -58,8 +58,8 @@ class FlatGroup {
   Pending reduce_replicas();
   void clear_gradients();
 
-  // Brings the gradient of this rank's slice to where the masters are, which takes time where these are offloaded: it is
-  // started for all groups, so that the copy runs beside the update of others.
+  // Brings the gradient of this rank's slice to where the masters are, which takes time where these are offloaded: it
+  // is started for all groups, so that the copy runs beside the update of others.
   void start_fetch();
   // segments(), with the gradients that have arrived.
   std::vector<Segment> finish_fetch();
@@ -87,10 +87,10 @@ class FlatGroup {
   const Sharding& sharding_;
   std::vector<Entry> entries_;
   int64_t elements_ = 0, padded_ = 0, slice_begin_ = 0, slice_size_ = 0;
-  at::Tensor flat_;             // [padded] compute dtype; without memory while the group is released
-  at::Tensor own_;              // [slice] compute dtype: a part of flat_, or apart from it when parameters are sharded
-  at::Tensor master_;           // [slice] float32; own_ itself when that is float32 and nothing is offloaded
-  at::Tensor exchange_;         // [slice] float32, offloaded: gradients as they come, parameters as they go
+  at::Tensor flat_;      // [padded] compute dtype; without memory while the group is released
+  at::Tensor own_;       // [slice] compute dtype: a part of flat_, or apart from it when parameters are sharded
+  at::Tensor master_;    // [slice] float32; own_ itself when that is float32 and nothing is offloaded
+  at::Tensor exchange_;  // [slice] float32, offloaded: gradients as they come, parameters as they go
   std::optional<c10::Event> fetched_;
   at::Tensor sums_, gradient_;  // [padded], [slice] float32
   at::Tensor reduced_;          // [slice] float32, under way

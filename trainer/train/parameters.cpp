@@ -8,7 +8,7 @@ namespace uniattn {
 
 Parameters::Parameters(Decoder& model, const TensorSource& source, const RoleOf& role_of, const Sharding& sharding,
                        at::ScalarType dtype, at::Device device)
-    : model_(model), reduces_each_(sharding.strategy == Shard::full) {
+    : model_(model), reduces_each_(sharding.strategy == Shard::full), one_slice_(sharding.slices.size() == 1) {
   for (const std::vector<ParameterSlot>& slots : model.parts()) {
     Groups& part = parts_.emplace_back();
     for (const Role role : {Role::trained, Role::carried, Role::frozen}) {
@@ -118,7 +118,9 @@ void Parameters::advance_reduction(FlatGroup* next) {
     if (last_) replicating_ = reducing_->reduce_replicas();
   }
   reducing_ = next;
-  if (next) next->start_reduce();
+  if (!next) return;
+  next->start_reduce();
+  if (one_slice_) advance_reduction(nullptr);  // there is only the sum over replicas, and it need not wait
 }
 
 double Parameters::gradient_norm(ProcessGroup& group) const {

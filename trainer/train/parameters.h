@@ -66,7 +66,7 @@ class Parameters : public PartObserver {
   Groups trained_;
   std::vector<bool> needs_backward_;  // by part, in the pass under way
   std::vector<bool> done_;            // by part: its backward is over
-  bool last_ = false, reduces_each_ = false;
+  bool last_ = false, reduces_each_, one_slice_;
   // One group each at a time: the buffers are as large as it.
   FlatGroup* reducing_ = nullptr;
   Pending replicating_;

@@ -147,7 +147,8 @@ class Trainer {
     const auto& ends = model_.config.eos_ids;
     std::vector<GenerationRequest> requests;
     for (size_t i = 0; i < prompts.size(); ++i) {
-      GenerationRequest request{.max_new_tokens = config_.samples.max_new_tokens, .stop_ids = {ends.begin(), ends.end()}};
+      GenerationRequest request{.max_new_tokens = config_.samples.max_new_tokens,
+                                .stop_ids = {ends.begin(), ends.end()}};
       if (tokenizer.bos_id() >= 0) request.prompt.push_back(tokenizer.bos_id());
       for (const int32_t id : tokenizer.encode(prompts[i])) request.prompt.push_back(id);
       request.on_token = [&answer = answers[i]](int64_t token) {

@@ -5,17 +5,18 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <thread>
 
 namespace uniattn::testing {
 
 class Timeline {
  public:
-  // From now on writes a line to `path` when an operator, a collective ("gloo:NAME") or the wait for one ("wait for
-  // NAME") begins. Of the thread that trains: the others only finish what this one began.
+  // From now on writes a line to `path` when the calling thread begins an operator, starts a collective of training
+  // ("start NAME") or waits for one ("wait for NAME").
   static void record(const std::string& path) {
     file().open(path);
-    at::addThreadLocalCallback(at::RecordFunctionCallback(&begin).scopes(
-        {at::RecordScope::FUNCTION, at::RecordScope::USER_SCOPE}));
+    at::addThreadLocalCallback(
+        at::RecordFunctionCallback(&begin).scopes({at::RecordScope::FUNCTION, at::RecordScope::USER_SCOPE}));
   }
 
  private:
@@ -24,7 +25,8 @@ class Timeline {
     return instance;
   }
   static std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
-    file() << function.name() << "\n";
+    static const std::thread::id trainer = std::this_thread::get_id();
+    if (std::this_thread::get_id() == trainer) file() << function.name() << "\n";  // others inherit the callback
     return nullptr;
   }
 };
