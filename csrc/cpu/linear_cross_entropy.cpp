@@ -18,6 +18,7 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kBlockRows = 512;
+constexpr int64_t kBlockWords = 8192;
 
 LogitsArgs logits_args(const Tensor& logits, double softcap, const Tensor& labels, const Tensor& lse) {
   return {logits.data_ptr(),
@@ -83,7 +84,11 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad, con
       kernels().cross_entropy_backward(args, row_grad.const_data_ptr<float>() + begin);
     });
     dhidden.index_copy_(0, rows, uniattn::linear(logits, weight.t()));
-    dweight.add_(uniattn::linear(logits.t(), h.t()));
+    // By blocks: the product, and the float32 copy that adding another dtype makes of it, are as large as the weight.
+    for (int64_t begin = 0; begin < weight.size(0); begin += kBlockWords) {
+      const int64_t words = std::min(kBlockWords, weight.size(0) - begin);
+      dweight.narrow(0, begin, words).add_(uniattn::linear(logits.narrow(1, begin, words).t(), h.t()));
+    }
   }
   return {dhidden, dweight.to(weight.scalar_type())};
 }

@@ -75,9 +75,11 @@ def test_random_kills_of_random_ranks(training):
     for attempt in range(1000):
         command, run = training(f"killed-{attempt}")
         while done < kills:
+            newest = max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*[0-9]")), default=0)
+            if newest == STEPS:
+                break
             with Ranks(command, RANKS) as ranks:
-                newest = max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*[0-9]")), default=0)
-                wait_for(run / "checkpoints" / f"step-{min(newest + 1, STEPS)}")
+                wait_for(run / "checkpoints" / f"step-{newest + 1}")
                 time.sleep(generator.uniform(0, 0.1))
                 victim = generator.randrange(RANKS)
                 ranks[victim].kill()

@@ -63,6 +63,11 @@ bool StageEstimate::keeps_sums() const {
   return division_.shard <= Shard::optimizer || division_.slices() == 1;
 }
 
+// Nothing is sent before the last micro-batch: until then whole sums wait.
+bool StageEstimate::sums_wait() const {
+  return !keeps_sums() && division_.shard != Shard::full && config_.optimizer.accumulation > 1;
+}
+
 // What is there from the first step to the last.
 MemoryEstimate StageEstimate::constant_memory() const {
   const int64_t slices = division_.slices(), trained = sum(&Part::trained), kept = trained + sum(&Part::carried);
@@ -90,7 +95,7 @@ MemoryEstimate StageEstimate::memory() const {
     MemoryEstimate now = always;
     now.activations = activation_bytes() * (part + 1) / parts;
     now.gradients = gradient_bytes(part);
-    now.buffers = (division_.shard == Shard::full ? gathered_bytes() : 0) + reduction_bytes(part);
+    now.buffers = gathered_bytes(part) + reduction_bytes(part);
     if (now.total() > fullest.total()) fullest = now;
   }
   return fullest;
@@ -100,35 +105,40 @@ MemoryEstimate StageEstimate::memory() const {
 int64_t StageEstimate::gradient_bytes(int64_t part) const {
   const int64_t slices = division_.slices();
   if (keeps_sums()) return sum(&Part::trained) * 4;
-  const bool accumulates = config_.optimizer.accumulation > 1;
-  if (accumulates && division_.shard == Shard::full) return sum(&Part::trained) / slices * 4;
+  if (division_.shard == Shard::full && config_.optimizer.accumulation > 1) return sum(&Part::trained) / slices * 4;
   int64_t bytes = 0;
   for (int64_t i = 0; i < static_cast<int64_t>(parts_.size()); ++i) {
     if (i > part) bytes += parts_[i].trained / slices * 4;
-    // Nothing is sent before the last micro-batch: until then whole sums wait.
-    if (i <= part && accumulates) bytes += parts_[i].trained * 4;
+    if (i <= part && sums_wait()) bytes += parts_[i].trained * 4;
   }
   return bytes;
 }
 
-// A part and the next one, which is gathered meanwhile; Gloo receives it in a buffer of its own.
-int64_t StageEstimate::gathered_bytes() const {
-  if (division_.slices() == 1) return 0;
+// While `part` is in its backward: it, and the layer below, which is gathered meanwhile; Gloo receives that in a buffer
+// of its own. The embedding's backward does not read it. A teacher's head stays.
+int64_t StageEstimate::gathered_bytes(int64_t part) const {
+  if (division_.shard != Shard::full || division_.slices() == 1) return 0;
   const int64_t copies = division_.staged ? 2 : 1;
-  int64_t most = 0;
-  for (size_t i = 0; i + 1 < parts_.size(); ++i) most = std::max(most, needed_by(i) + needed_by(i + 1) * copies);
-  return most * bytes_;
+  const bool is_layer = part > 0 && part + 1 < static_cast<int64_t>(parts_.size());
+  int64_t elements = stage_.distill ? model_.vocab_size * model_.hidden_size : 0;
+  if (part > 0) elements += needed_by(part);
+  if (is_layer && part > 1) elements += needed_by(part - 1) * copies;
+  return elements * bytes_;
 }
 
-// The gradients of a part as backward gives them, beside the sums of the part behind it, which are on their way. That
-// of the head is computed though it may be frozen.
+// The gradients of a part as backward gives them, beside the sums of the part above it, which are on their way; then
+// its own, with the slice that comes of them. The gradient of the head is computed in float32, though it may be frozen,
+// and converted.
 int64_t StageEstimate::reduction_bytes(int64_t part) const {
   const auto i = static_cast<size_t>(part);
-  const int64_t whole_sums = keeps_sums() ? 0 : 4, staging = division_.staged && division_.world_size > 1 ? 4 : 0;
+  const int64_t staging = division_.staged && division_.world_size > 1 ? 4 : 0, sums = keeps_sums() ? 0 : 4;
   const bool is_head = i + 1 == parts_.size();
-  const int64_t behind = is_head ? 0 : parts_[i + 1].trained * (whole_sums + staging);
-  const int64_t own = is_head ? model_.vocab_size * model_.hidden_size * 4 : parts_[i].trained * bytes_;
-  return std::max(own + behind, parts_[i].trained * (whole_sums + staging));
+  const int64_t above = is_head ? 0 : parts_[i + 1].trained * (sums + staging);
+  const int64_t gradients =
+      is_head ? model_.vocab_size * model_.hidden_size * (bytes_ == 4 ? 4 : 4 + bytes_) : parts_[i].trained * bytes_;
+  const int64_t own =
+      parts_[i].trained * (staging + (sums_wait() ? 0 : sums)) + parts_[i].trained * sums / division_.slices();
+  return std::max(gradients + above, own);
 }
 
 int64_t StageEstimate::activation_bytes() const {

@@ -57,10 +57,11 @@ class StageEstimate {
   MemoryEstimate constant_memory() const;
   int64_t needed_by(size_t part) const;
   int64_t activation_bytes() const;
-  int64_t gathered_bytes() const;
+  int64_t gathered_bytes(int64_t part) const;
   int64_t reduction_bytes(int64_t part) const;
   int64_t gradient_bytes(int64_t part) const;
   bool keeps_sums() const;
+  bool sums_wait() const;
 
   const Config& config_;
   const ModelConfig& model_;

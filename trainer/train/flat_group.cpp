@@ -9,7 +9,8 @@
 namespace uniattn {
 namespace {
 
-constexpr int64_t kAlignment = 64;  // elements
+constexpr int64_t kAlignment = 64;                  // elements
+constexpr int64_t kAddedAtOnce = int64_t{1} << 22;  // elements: on CPUs a sum converts what it adds to a copy first
 
 int64_t rounded_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
@@ -112,7 +113,11 @@ void FlatGroup::collect() {
     at::Tensor& gradient = entry.parameter.mutable_grad();
     if (!gradient.defined()) continue;
     if (!sums_.defined()) sums_ = at::zeros({padded_}, flat_.options().dtype(at::kFloat));
-    sums_.narrow(0, entry.begin, entry.end - entry.begin).add_(gradient.flatten());
+    int64_t begin = entry.begin;
+    for (const at::Tensor& piece : gradient.flatten().split(kAddedAtOnce)) {
+      sums_.narrow(0, begin, piece.numel()).add_(piece);
+      begin += piece.numel();
+    }
     gradient.reset();
   }
 }
