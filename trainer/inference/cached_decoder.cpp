@@ -55,6 +55,17 @@ at::Tensor CachedDecoder::decode_layer(int64_t layer, const Projections& own, co
   return result.out;
 }
 
+std::optional<at::Tensor> CachedDecoder::take_tiles(const at::Tensor& q, const at::Tensor& k, int64_t window) {
+  const int64_t elements = most_prefill_elements(q.size(0), k.size(0), window);
+  if (q.size(1) * elements * q.element_size() > kProbsBudget) return std::nullopt;
+  at::Tensor tiles;
+  if (!spare_tiles_.empty()) {
+    tiles = std::move(spare_tiles_.back());
+    spare_tiles_.pop_back();
+  }
+  return tiles.defined() && tiles.size(1) >= elements ? tiles : at::empty({q.size(1), elements}, q.options());
+}
+
 at::Tensor CachedDecoder::prefill_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass) {
   const LayerRole& role = roles_[layer];
   const at::Tensor& bounds = pass.sequences.cu_seqlens;
@@ -62,20 +73,26 @@ at::Tensor CachedDecoder::prefill_layer(int64_t layer, const Projections& own, c
   if (!own.q.defined()) {
     const Pass::Leader& leader = pass.leaders.at(role.source);
     out = prefill_attend(leader.q, leader.k, leader.lse, with_past(cache_.values(layer), own.v, layout), bounds,
-                         layout.cu_seqlens_k, role.head_map, role.options);
+                         layout.cu_seqlens_k, role.head_map, role.options, leader.tiles);
   } else if (role.source != layer) {
     const Pass::Leader& leader = pass.leaders.at(role.source);
     out = prefill_attention(own.q, leader.k, leader.v, bounds, layout.cu_seqlens_k, role.options).out;
   } else {
     Pass::Leader state{
-        own.q, with_past(cache_.keys(layer), own.k, layout), with_past(cache_.values(layer), own.v, layout), {}};
-    PrefillResult result = prefill_attention(own.q, state.k, state.v, bounds, layout.cu_seqlens_k, role.options);
+        own.q, with_past(cache_.keys(layer), own.k, layout), with_past(cache_.values(layer), own.v, layout), {}, {}};
+    if (role.lends_probs) state.tiles = take_tiles(own.q, state.k, role.options.window);
+    PrefillResult result =
+        prefill_attention(own.q, state.k, state.v, bounds, layout.cu_seqlens_k, role.options, state.tiles);
     state.lse = std::move(result.lse);
     if (role.last_follower >= 0) pass.leaders[layer] = std::move(state);
     out = std::move(result.out);
   }
   append(layer, own, layout);
-  if (roles_[role.source].last_follower == layer) pass.leaders.erase(role.source);
+  if (roles_[role.source].last_follower == layer) {
+    auto& tiles = pass.leaders.at(role.source).tiles;
+    if (tiles) spare_tiles_.push_back(std::move(*tiles));
+    pass.leaders.erase(role.source);
+  }
   return out;
 }
 
@@ -116,6 +133,7 @@ at::Tensor CachedDecoder::read(const std::vector<TokenSpan>& spans) {
             cache_.begin(extents, decoding),
             {},
             {}};
+  if (decoding) spare_tiles_.clear();
   const ModelConfig& config = model_.config;
   at::Tensor stream = embed(config, model_.embedding, at::tensor(tokens, at::kLong).to(device));
   for (int64_t i = 0; i < config.num_layers; ++i) {

@@ -37,12 +37,15 @@ class CachedDecoder {
     std::map<int64_t, at::Tensor> rows;  // decoding: P of the leaders
     struct Leader {
       at::Tensor q, k, v, lse;
+      std::optional<at::Tensor> tiles;  // P, where its followers read it
     };
     std::map<int64_t, Leader> leaders;  // prefill
   };
   at::Tensor attend(int64_t layer, const Projections& own, Pass& pass);
   at::Tensor prefill_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass);
   at::Tensor decode_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass);
+  // Room for P of queries q over keys k, unless it takes more than kProbsBudget.
+  std::optional<at::Tensor> take_tiles(const at::Tensor& q, const at::Tensor& k, int64_t window);
   void append(int64_t layer, const Projections& own, const CacheLayout& layout);
   at::Tensor logits(const at::Tensor& last) const;
 
@@ -59,6 +62,9 @@ class CachedDecoder {
     int64_t last_follower;
   };
   std::vector<LayerRole> roles_;
+  // Tiles that no leader uses. Prefill fills them anew for every superblock: to get so much memory from the system each
+  // time would cost as much as it saves. Decoding, which has no use for them, gives them back.
+  std::vector<at::Tensor> spare_tiles_;
 };
 
 }  // namespace uniattn
