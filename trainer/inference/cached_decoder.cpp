@@ -34,6 +34,7 @@ CachedDecoder::CachedDecoder(const Decoder& model)
     });
     roles_.push_back({plan.leader >= 0 ? plan.leader : i, attention_options(model.config, model.plan.mask_layer(i)),
                       head_map_tensor(plan.head_map, model.embedding.device()), lends, model.plan.last_follower_of(i)});
+    if (cache_.values(i).defined()) last_cached_ = i;
   }
 }
 
@@ -96,6 +97,17 @@ at::Tensor CachedDecoder::prefill_layer(int64_t layer, const Projections& own, c
   return out;
 }
 
+void CachedDecoder::narrow(Pass& pass, const at::Tensor& last) {
+  Sequences& sequences = pass.sequences;
+  sequences = {at::arange(last.size(0) + 1, sequences.cu_seqlens.options()), sequences.cos.index_select(0, last),
+               sequences.sin.index_select(0, last)};
+  for (auto& [layer, leader] : pass.leaders) {
+    leader.q = leader.q.index_select(0, last);
+    leader.lse = leader.lse.index_select(1, last);
+    leader.tiles.reset();
+  }
+}
+
 // Heads' outputs of the new tokens [tokens, heads, head_dim]; undefined for linear and skip.
 at::Tensor CachedDecoder::attend(int64_t layer, const Projections& own, Pass& pass) {
   const Mode mode = model_.plan.layers[layer].mode;
@@ -114,7 +126,7 @@ at::Tensor CachedDecoder::read(const std::vector<TokenSpan>& spans) {
   const at::InferenceMode inference;
   const at::Device device = model_.embedding.device();
   std::vector<SequenceSpan> extents;
-  std::vector<int64_t> tokens, positions, last;
+  std::vector<int64_t> tokens, positions, ends;
   std::vector<int32_t> bounds{0};
   bool decoding = true;
   for (const TokenSpan& span : spans) {
@@ -125,7 +137,7 @@ at::Tensor CachedDecoder::read(const std::vector<TokenSpan>& spans) {
     tokens.insert(tokens.end(), span.tokens.begin(), span.tokens.end());
     for (int64_t i = 0; i < count; ++i) positions.push_back(length + i);
     bounds.push_back(bounds.back() + static_cast<int32_t>(count));
-    last.push_back(bounds.back() - 1);
+    ends.push_back(bounds.back() - 1);
   }
   const at::Tensor cu_seqlens = at::tensor(bounds, at::kInt).to(device);
   Pass pass{decoding,
@@ -135,15 +147,23 @@ at::Tensor CachedDecoder::read(const std::vector<TokenSpan>& spans) {
             {}};
   if (decoding) spare_tiles_.clear();
   const ModelConfig& config = model_.config;
+  const at::Tensor last = at::tensor(ends, at::kLong).to(device);
   at::Tensor stream = embed(config, model_.embedding, at::tensor(tokens, at::kLong).to(device));
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const Layer& layer = model_.layers[i];
-    const at::Tensor x = norm(config, stream, layer.input_norm);
-    const at::Tensor heads = attend(i, project(config, layer, x, pass.sequences), pass);
+    at::Tensor x = norm(config, stream, layer.input_norm);
+    Projections own = project(config, layer, x, pass.sequences);
+    if (i == last_cached_ && !decoding) {
+      // No later layer caches anything of the other tokens, and nobody asks what follows them.
+      narrow(pass, last);
+      stream = stream.index_select(0, last), x = x.index_select(0, last);
+      if (own.q.defined()) own.q = own.q.index_select(0, last);
+    }
+    const at::Tensor heads = attend(i, own, pass);
     stream = add_mlp(config, layer, stream + attention_output(config, layer, heads, x));
   }
   cache_.end(extents);
-  return logits(decoding ? stream : stream.index_select(0, at::tensor(last, at::kLong).to(device)));
+  return logits(stream);
 }
 
 }  // namespace uniattn

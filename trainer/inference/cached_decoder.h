@@ -41,6 +41,8 @@ class CachedDecoder {
     };
     std::map<int64_t, Leader> leaders;  // prefill
   };
+  // Leaves of the pass only the rows `last`, the newest token of each span.
+  void narrow(Pass& pass, const at::Tensor& last);
   at::Tensor attend(int64_t layer, const Projections& own, Pass& pass);
   at::Tensor prefill_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass);
   at::Tensor decode_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass);
@@ -62,6 +64,7 @@ class CachedDecoder {
     int64_t last_follower;
   };
   std::vector<LayerRole> roles_;
+  int64_t last_cached_ = 0;  // the last layer that has a cache, 0 if none has
   // Tiles that no leader uses. Prefill fills them anew for every superblock: to get so much memory from the system each
   // time would cost as much as it saves. Decoding, which has no use for them, gives them back.
   std::vector<at::Tensor> spare_tiles_;
