@@ -23,6 +23,7 @@ PLANS = {"8B": {"group": 4, "begin": 16, "end": 33}, "70B": {"group": 4, "begin"
 # model, GPUs, accumulation, parallel
 ROWS = [
     ("8B", 1, 48, {}),
+    ("8B", 1, 48, {"offload": "optimizer"}),
     ("8B", 8, 6, {"shard": "none"}),
     ("8B", 8, 6, {"shard": "optimizer"}),
     ("8B", 8, 1, {"shard": "gradients"}),
@@ -89,10 +90,11 @@ def row(model, gpus, accumulation, parallel, result):
     memory, sent, time = (result[key]["all"] for key in ("memory", "sent", "step_seconds"))
     gb = lambda *kinds: f"{sum(memory[kind] for kind in kinds) / 1e9:.1f}"
     tokens = accumulation * 1024 / time["total"]
+    shard = parallel.get("shard", "none") + (", offload" if "offload" in parallel else "")
     return (
-        f"| {model} | {gpus} | {parallel.get('shard', 'none')} | {parallel.get('replicas', 1)} | {accumulation} "
+        f"| {model} | {gpus} | {shard} | {parallel.get('replicas', 1)} | {accumulation} "
         f"| {gb('parameters')} | {gb('masters', 'moments')} | {gb('gradients')} | {gb('activations')} | {gb('buffers')} "
-        f"| {gb('total')} | {sum(sent.values()) / 1e9:.1f} | {time['total']:.2f} | {time['exposed_communication']:.2f} "
+        f"| {gb('total')} | {gb('host')} | {sum(sent.values()) / 1e9:.1f} | {time['total']:.2f} | {time['exposed_communication']:.2f} "
         f"| {tokens:,.0f} |"
     )
 
@@ -100,8 +102,8 @@ def row(model, gpus, accumulation, parallel, result):
 def main(program="build/release/uniattn"):
     print(
         "| model | GPUs | shard | replicas | accumulation | parameters | masters, moments | gradients | activations "
-        "| buffers | total, GB per rank | GB sent per step | s per step | s waiting | tokens/s per GPU |\n"
-        + "| --- " * 15 + "|"
+        "| buffers | total, GB per rank | on host | GB sent per step | s per step | s waiting | tokens/s per GPU |\n"
+        + "| --- " * 16 + "|"
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
