@@ -191,23 +191,6 @@ def test_errors_name_the_argument():
         ops.prefill_attention(q, q[:2], q[:2], *bounds)
 
 
-def test_opcheck():
-    pages = Pages([40, 3], 2, 2, 16, torch.float32)
-    q, slots = draw((2, 4, 16), torch.float32), torch.tensor([3, 4])
-    table = pages.table.clamp(min=0)
-    decoding = (q, pages.k.nan_to_num(), pages.v.nan_to_num(), table, pages.lengths, 40)
-    probs = ops.decode_attention(*decoding)[1]
-    torch.library.opcheck(ops.decode_attention.default, decoding)
-    torch.library.opcheck(ops.decode_attend.default, (probs, decoding[2], table, pages.lengths, torch.arange(4)))
-    torch.library.opcheck(ops.append_to_cache.default, (decoding[1], q[:, :2].contiguous(), slots))
-    torch.library.opcheck(ops.read_cache.default, (decoding[1], slots))
-    q, k, bounds = draw((3, 4, 16), torch.float32), draw((5, 2, 16), torch.float32), [0, 3], 
-    bounds = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([0, 5], dtype=torch.int32)
-    lse = ops.prefill_attention(q, k, k, *bounds)[1]
-    torch.library.opcheck(ops.prefill_attention.default, (q, k, k, *bounds))
-    torch.library.opcheck(ops.prefill_attend.default, (q, k, lse, k, *bounds, torch.arange(4)))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [(), (1,), (3,), (2, 9), (32,)], ids=str)
 def test_products_of_a_few_rows(rows, dtype):
