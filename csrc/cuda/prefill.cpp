@@ -19,6 +19,10 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+void check_rebuilds(const OptionalTensor& tiles) {
+  TORCH_CHECK_VALUE(!tiles, "tiles must be None: on a GPU P is rebuilt and cannot be kept");
+}
+
 // out of a pattern whose lse, unless it is given, is written to new_lse.
 Tensor forward(const PatternTensors& tensors, const OptionalTensor& head_map, const Tensor& v, float* new_lse) {
   const Tensor values = aligned(v), out = at::empty(tensors.q.sizes(), tensors.q.options());
@@ -32,11 +36,12 @@ Tensor forward(const PatternTensors& tensors, const OptionalTensor& head_map, co
 
 std::tuple<Tensor, Tensor> prefill_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                              const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t window,
-                                             double softcap, std::optional<double> scale) {
+                                             double softcap, std::optional<double> scale, const OptionalTensor& tiles) {
   const AttentionOptions options{true, window, softcap, scale};
-  check_prefill(q, k, v, cu_seqlens_q, cu_seqlens_k, options);
+  check_prefill(q, k, v, cu_seqlens_q, cu_seqlens_k, options, tiles);
+  check_rebuilds(tiles);
   if (!takes_attention(q, k.size(0)))
-    return composite::prefill_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, window, softcap, scale);
+    return composite::prefill_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, window, softcap, scale, tiles);
   check_prefill_values(q, k, cu_seqlens_q, cu_seqlens_k);
   const c10::cuda::CUDAGuard guard(q.device());
   const PatternTensors tensors(q, k, Tensor(), cu_seqlens_q, cu_seqlens_k, options);
@@ -46,11 +51,12 @@ std::tuple<Tensor, Tensor> prefill_attention(const Tensor& q, const Tensor& k, c
 
 Tensor prefill_attend(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens_q,
                       const Tensor& cu_seqlens_k, const OptionalTensor& head_map, int64_t window, double softcap,
-                      std::optional<double> scale) {
+                      std::optional<double> scale, const OptionalTensor& tiles) {
   const AttentionOptions options{true, window, softcap, scale};
-  check_prefill_attend(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, options);
+  check_prefill_attend(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, options, tiles);
+  check_rebuilds(tiles);
   if (!takes_attention(q, k.size(0)))
-    return composite::prefill_attend(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, window, softcap, scale);
+    return composite::prefill_attend(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, window, softcap, scale, tiles);
   check_prefill_values(q, k, cu_seqlens_q, cu_seqlens_k);
   check_head_map_values(head_map, q.size(1));
   const c10::cuda::CUDAGuard guard(q.device());

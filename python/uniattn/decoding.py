@@ -91,6 +91,7 @@ def prefill_attention(
     window: Optional[int] = None,
     softcap: float = 0.0,
     scale: Optional[float] = None,
+    tiles: Optional[Tensor] = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of the last tokens of packed sequences over all their tokens.
 
@@ -99,12 +100,17 @@ def prefill_attention(
         k, v: [keys, kv_heads, head_dim], whose heads may differ in number and divide those of q.
         cu_seqlens_q, cu_seqlens_k: int32 [sequences + 1]; no sequence has more queries than keys.
         window, softcap, scale: as in :func:`uniattn.attention`.
+        tiles: contiguous [heads, elements] in q's dtype, on CPU: becomes P for followers that are given it with the
+            same boundaries and options. At least tokens * (keys - tokens + 128) + tokens * (tokens - 1) / 2 elements, or
+            fewer with a window. None: followers rebuild P.
 
     Returns:
         out [tokens, heads, head_dim], and the log-sum-exp of each row [heads, tokens] in float32 (float64 for float64),
         for :func:`prefill_attend`.
     """
-    return torch.ops.uniattn.prefill_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, window or 0, softcap, scale)
+    return torch.ops.uniattn.prefill_attention(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, window or 0, softcap, scale, tiles
+    )
 
 
 def prefill_attend(
@@ -118,11 +124,12 @@ def prefill_attend(
     window: Optional[int] = None,
     softcap: float = 0.0,
     scale: Optional[float] = None,
+    tiles: Optional[Tensor] = None,
 ) -> Tensor:
-    """A follower's: its own v [keys, kv_heads, head_dim] under the P of the leader's q, k and lse.
+    """A follower's: its own v [keys, kv_heads, head_dim] under the P of the leader's q, k and lse, or of its tiles.
 
     The other arguments are the leader's; head_map as in :func:`decode_attend`. Returns [tokens, heads, head_dim].
     """
     return torch.ops.uniattn.prefill_attend(
-        q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, window or 0, softcap, scale
+        q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, window or 0, softcap, scale, tiles
     )

@@ -82,15 +82,15 @@ def prefill():
     return q, k, torch.tensor([0, 3], dtype=torch.int32), torch.tensor([0, 5], dtype=torch.int32)
 
 
-def prefill_attention():
+def prefill_attention(tiles=None):
     q, k, *bounds = prefill()
-    return (q, k, k.clone(), *bounds), {}
+    return (q, k, k.clone(), *bounds), {"tiles": tiles}
 
 
-def prefill_attend():
+def prefill_attend(tiles=None):
     q, k, *bounds = prefill()
     lse = ops.prefill_attention(q, k, k, *bounds)[1]
-    return (q, k, lse, k.clone(), *bounds, MAP), {}
+    return (q, k, lse, k.clone(), *bounds, MAP), {"tiles": tiles}
 
 
 LABELS = torch.tensor([3, -100, 0, 6, -100, 2, 2])
@@ -123,8 +123,8 @@ CASES = [
     ("read_cache", lambda: ((pages()[0], SLOTS), {})),
     ("decode_attention", decode_attention),
     ("decode_attend", decode_attend),
-    ("prefill_attention", prefill_attention),
-    ("prefill_attend", prefill_attend),
+    *(("prefill_attention", lambda tiles=tiles: prefill_attention(tiles)) for tiles in (None, torch.zeros(4, 1000))),
+    *(("prefill_attend", lambda tiles=tiles: prefill_attend(tiles)) for tiles in (None, torch.zeros(4, 1000))),
 ]
 DIFFERENTIABLE = {
     "attention", "attend", "rms_norm", "rotary", "gated_activation", "linear", "compensated_output", "linear_cross_entropy",

@@ -89,7 +89,8 @@ def prefill(pick):
     queries = [0, pick([0, 1, 5]), pick([1, 64, 70])]
     q, k, v = (torch.ones(sum(t), h, d, dtype=dtype) for t, h in ((queries, n), (keys, kv), (keys, kv)))
     arguments = {"q": q, "k": k, "v": v, "cu_seqlens_q": bounds(*queries), "cu_seqlens_k": bounds(*keys)}
-    return arguments | {"head_map": pick([None, torch.randint(0, n, (n,))])} | sight(pick)
+    tiles = pick([None, torch.zeros(n, 75 * (75 + 128), dtype=dtype)])
+    return arguments | {"head_map": pick([None, torch.randint(0, n, (n,))]), "tiles": tiles} | sight(pick)
 
 
 def run_prefill(q, k, v, cu_seqlens_q, cu_seqlens_k, head_map, **options):
