@@ -53,10 +53,9 @@ std::tuple<Tensor, Tensor, Tensor> attention_forward(const Tensor& q, const Tens
   const PatternTensors tensors(q, k, Tensor(), cu_seqlens, options);
   const Tensor values = aligned(v), out = at::empty(q.sizes(), q.options());
   const Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
-  C10_CUDA_CHECK(
-      launch_forward({tensors.pattern, nullptr, values.const_data_ptr(),
-                      tensors.pattern.kv_heads, out.data_ptr(), lse.data_ptr<float>()},
-                     c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_forward({tensors.pattern, nullptr, values.const_data_ptr(), tensors.pattern.kv_heads,
+                                 out.data_ptr(), lse.data_ptr<float>()},
+                                c10::cuda::getCurrentCUDAStream()));
   return {out, lse, empty_tiles(q, options, false)};
 }
 
@@ -72,8 +71,9 @@ Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const
   const PatternTensors tensors(q, k, lse, cu_seqlens, options);
   const OptionalTensor map = contiguous(head_map);
   const Tensor values = aligned(v), out = at::empty(q.sizes(), q.options());
-  C10_CUDA_CHECK(launch_forward({tensors.pattern, data(map), values.const_data_ptr(), tensors.pattern.kv_heads, out.data_ptr(), nullptr},
-                                c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_forward(
+      {tensors.pattern, data(map), values.const_data_ptr(), tensors.pattern.kv_heads, out.data_ptr(), nullptr},
+      c10::cuda::getCurrentCUDAStream()));
   return out;
 }
 

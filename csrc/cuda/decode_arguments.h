@@ -1,5 +1,5 @@
-// From the tensors of a decoding operator to what its kernels are given. ATen alone, on any device, so that tests use it
-// as well.
+// From the tensors of a decoding operator to what its kernels are given. ATen alone, on any device, so that tests use
+// it as well.
 #pragma once
 #include <ATen/ATen.h>
 
@@ -29,7 +29,7 @@ struct DecodeTensors {
         head_dim(static_cast<int>(cache.size(3))),
         heads(static_cast<int>(heads_)),
         kv_heads(static_cast<int>(cache.size(1))) {
-    constexpr int64_t kMaxColumns = std::numeric_limits<int32_t>::max() - kSplitColumns;
+    constexpr int64_t kMaxColumns = 65535 * int64_t{kSplitColumns};  // blocks of a grid in its second dimension
     TORCH_CHECK_VALUE(columns <= kMaxColumns, "the tokens in sight take ", columns, " columns; kernels take at most ",
                       kMaxColumns);
     const int64_t batch = lengths.size(0), splits = (columns + kSplitColumns - 1) / kSplitColumns;
@@ -72,8 +72,18 @@ struct LeaderTensors : DecodeTensors {
 
   float* rows() const { return probs.size(2) > 0 ? probs.data_ptr<float>() : nullptr; }
   DecodeLeaderArgs leader() const {
-    return {type_of(q), head_dim, heads, kv_heads, pages, softcap, scale, q.const_data_ptr(), k_cache.const_data_ptr(),
-            v_cache.const_data_ptr(), rows(), partial()};
+    return {type_of(q),
+            head_dim,
+            heads,
+            kv_heads,
+            pages,
+            softcap,
+            scale,
+            q.const_data_ptr(),
+            k_cache.const_data_ptr(),
+            v_cache.const_data_ptr(),
+            rows(),
+            partial()};
   }
   DecodeMergeArgs merge() const { return {type_of(q), head_dim, heads, pages, partial(), rows(), out.data_ptr()}; }
 };
@@ -90,8 +100,15 @@ struct FollowerTensors : DecodeTensors {
         v_cache(v_cache_) {}
 
   DecodeFollowerArgs follower() const {
-    return {type_of(v_cache), head_dim, heads, kv_heads, pages, probs.const_data_ptr<float>(),
-            head_map.defined() ? head_map.const_data_ptr<int64_t>() : nullptr, v_cache.const_data_ptr(), partial()};
+    return {type_of(v_cache),
+            head_dim,
+            heads,
+            kv_heads,
+            pages,
+            probs.const_data_ptr<float>(),
+            head_map.defined() ? head_map.const_data_ptr<int64_t>() : nullptr,
+            v_cache.const_data_ptr(),
+            partial()};
   }
   DecodeMergeArgs merge() const { return {type_of(out), head_dim, heads, pages, partial(), nullptr, out.data_ptr()}; }
 };

@@ -34,7 +34,7 @@ struct ForwardArgs {
   const void* v;            // [keys, value_heads, head_dim]
   int value_heads;
   void* out;       // [tokens, heads, head_dim]
-  float* new_lse;           // [heads, tokens], of the leader alone
+  float* new_lse;  // [heads, tokens], of the leader alone
 };
 
 // dv = P^T grad_out.

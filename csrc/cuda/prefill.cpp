@@ -1,5 +1,5 @@
-// Attention of the last tokens of sequences over all their tokens with the CUDA kernels of the forward pass; what they do
-// not take goes to the composite. The boundaries are read back to check them.
+// Attention of the last tokens of sequences over all their tokens with the CUDA kernels of the forward pass; what they
+// do not take goes to the composite. The boundaries are read back to check them.
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -27,10 +27,9 @@ void check_rebuilds(const OptionalTensor& tiles) {
 Tensor forward(const PatternTensors& tensors, const OptionalTensor& head_map, const Tensor& v, float* new_lse) {
   const Tensor values = aligned(v), out = at::empty(tensors.q.sizes(), tensors.q.options());
   const Tensor map = head_map ? head_map->contiguous() : Tensor();
-  C10_CUDA_CHECK(launch_forward(
-      {tensors.pattern, map.defined() ? map.const_data_ptr<int64_t>() : nullptr, values.const_data_ptr(),
-       static_cast<int>(values.size(1)), out.data_ptr(), new_lse},
-      c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_forward({tensors.pattern, map.defined() ? map.const_data_ptr<int64_t>() : nullptr,
+                                 values.const_data_ptr(), static_cast<int>(values.size(1)), out.data_ptr(), new_lse},
+                                c10::cuda::getCurrentCUDAStream()));
   return out;
 }
 

@@ -78,8 +78,7 @@ struct SplitBlock {
       if (position < sight.begin || position >= sight.end) continue;
       const int page = p.page_table[static_cast<int64_t>(share.sequence) * p.slots + position / p.page_size % p.slots];
       require(page >= 0 && page < p.pages, "page_table has an entry that is no page of the cache");
-      shared.row[i] =
-          (static_cast<int64_t>(page) * kv_heads + share.kv_head) * p.page_size + position % p.page_size;
+      shared.row[i] = (static_cast<int64_t>(page) * kv_heads + share.kv_head) * p.page_size + position % p.page_size;
     }
     sync_block();
   }

@@ -101,8 +101,8 @@ def prefill_attention(
         cu_seqlens_q, cu_seqlens_k: int32 [sequences + 1]; no sequence has more queries than keys.
         window, softcap, scale: as in :func:`uniattn.attention`.
         tiles: contiguous [heads, elements] in q's dtype, on CPU: becomes P for followers that are given it with the
-            same boundaries and options. At least tokens * (keys - tokens + 128) + tokens * (tokens - 1) / 2 elements, or
-            fewer with a window. None: followers rebuild P.
+            same boundaries and options. At least tokens * (keys - tokens + 128) + tokens * (tokens - 1) / 2 elements,
+            or fewer with a window. None: followers rebuild P.
 
     Returns:
         out [tokens, heads, head_dim], and the log-sum-exp of each row [heads, tokens] in float32 (float64 for float64),

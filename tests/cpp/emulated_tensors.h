@@ -31,7 +31,9 @@ inline void check_only_filled_inside(const at::Tensor& x) {
 inline void check_error(const at::Tensor& ours, const at::Tensor& plain, const at::Tensor& exact) {
   const at::Tensor error = (ours.to(at::kDouble) - exact).abs(), allowed = (plain.to(at::kDouble) - exact).abs();
   // Some roundings in float32, where kernels multiply in another order than the formula.
-  const double epsilon = ours.scalar_type() == at::kFloat ? 0x1p-19 : ours.scalar_type() == at::kHalf ? 0x1p-10 : 0x1p-7;
+  const double epsilon = ours.scalar_type() == at::kFloat  ? 0x1p-19
+                         : ours.scalar_type() == at::kHalf ? 0x1p-10
+                                                           : 0x1p-7;
   const double rounding = epsilon * exact.abs().max().item<double>();
   const auto rms = [](const at::Tensor& x) { return x.square().mean().sqrt().item<double>(); };
   CHECK(rms(error) <= 2 * rms(allowed) + rounding / 8);

@@ -37,7 +37,8 @@ class Step {
     q = at::randn({batch, shape.heads, shape.head_dim}).to(dtype);
     lengths = at::tensor(shape.lengths, at::kInt);
     max_length = lengths.max().item<int64_t>();
-    table = at::full({batch, uniattn::most_visible_pages(max_length, shape.options.window, shape.page_size)}, -1, at::kInt);
+    table =
+        at::full({batch, uniattn::most_visible_pages(max_length, shape.options.window, shape.page_size)}, -1, at::kInt);
     head_map = (at::arange(shape.heads) * 3 + 1).remainder(shape.heads);
     const int64_t pages = batch * table.size(1) + 2;
     const auto cache = [&](int64_t heads) {
@@ -48,7 +49,8 @@ class Step {
     for (int64_t b = 0; b < batch; ++b) fill(b, order.narrow(0, b * table.size(1), table.size(1)));
   }
 
-  // Outputs of the leader and a follower [batch, heads, head_dim], in `dtype`; rows[b]: P of sequence b [heads, length].
+  // Outputs of the leader and a follower [batch, heads, head_dim], in `dtype`; rows[b]: P of sequence b [heads,
+  // length].
   struct Expected {
     Tensor leader, follower;
     std::vector<Tensor> rows;
@@ -181,8 +183,8 @@ TEST_CASE("emulated CUDA decoding names the argument whose values are wrong", "[
   const Tensor x = at::zeros({1, 2, 16});
   for (const int64_t slot : {int64_t{-1}, step.k_cache.size(0) * 16}) {
     const Tensor slots = at::tensor(std::vector<int64_t>{slot}, at::kLong);
-    CHECK_THROWS_WITH((launch<cuda::CacheRows<cuda::Words, cuda::Direction::kIntoCache>>(
-                          cuda::cache_rows(step.k_cache, x, slots))),
-                      contains("slots has an entry"));
+    CHECK_THROWS_WITH(
+        (launch<cuda::CacheRows<cuda::Words, cuda::Direction::kIntoCache>>(cuda::cache_rows(step.k_cache, x, slots))),
+        contains("slots has an entry"));
   }
 }

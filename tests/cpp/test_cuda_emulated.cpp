@@ -130,8 +130,8 @@ class KernelRun {
     dv_.push_back(unfilled(s_.k));
     delta_.push_back(at::full_like(lse_, NAN));
     const Tensor &out = results_.out[i], &grad_out = s_.grad_out[i];
-    launch<cuda::Forward<T, kHeadDim>>(
-        {pattern, map, s_.v[i].const_data_ptr(), pattern.kv_heads, out.data_ptr(), i == 0 ? lse_.data_ptr<float>() : nullptr});
+    launch<cuda::Forward<T, kHeadDim>>({pattern, map, s_.v[i].const_data_ptr(), pattern.kv_heads, out.data_ptr(),
+                                        i == 0 ? lse_.data_ptr<float>() : nullptr});
     launch<cuda::Delta<T>>({pattern.type, pattern.tokens, pattern.heads, pattern.head_dim, grad_out.const_data_ptr(),
                             out.const_data_ptr(), delta_[i].data_ptr<float>()});
     if (i == 0 && cuda::accumulates_dv(kHeadDim)) return;

@@ -74,8 +74,14 @@ void check_prefill(const std::vector<int64_t>& queries, const std::vector<int64_
   const auto draw = [&](const std::vector<int64_t>& lengths, int64_t heads) {
     return poisoned(at::randn({at::tensor(lengths, at::kLong).sum().item<int64_t>(), heads, kHeadDim}).to(dtype));
   };
-  const Prefill p{queries, keys, draw(queries, kHeads), draw(keys, kv_heads), draw(keys, kv_heads),
-                  draw(keys, value_heads), at::tensor({3, 3, 0, 1}, at::kLong), options};
+  const Prefill p{queries,
+                  keys,
+                  draw(queries, kHeads),
+                  draw(keys, kv_heads),
+                  draw(keys, kv_heads),
+                  draw(keys, value_heads),
+                  at::tensor({3, 3, 0, 1}, at::kLong),
+                  options};
   const auto ours = run_kernels<T, kHeadDim>(p, WarpOrder::kForward);
   const auto again = run_kernels<T, kHeadDim>(p, WarpOrder::kBackward);
   const auto plain = p.expected(dtype), exact = p.expected(at::kDouble);

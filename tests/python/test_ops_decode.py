@@ -167,6 +167,28 @@ def test_prefill_with_kept_tiles_has_the_same_bits(head_dim):
     assert torch.equal(ops.prefill_attend(q, k, lse, v, cu_q, cu_k, window=70, tiles=tiles), rebuilt)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("dtype, head_dim", [(torch.float32, 20), (torch.float16, 33), (torch.bfloat16, 128)])
+def test_a_gpu_computes_what_a_cpu_does(mask, dtype, head_dim):
+    pages = Pages([300, 16, 17, 600], 2, 2, head_dim, dtype, window=mask.get("window", 0))
+    q, head_map = draw((4, 10, head_dim), dtype), torch.tensor([(3 * n + 1) % 10 for n in range(10)])
+    expected = decode(pages, q, head_map, **mask)
+    slots = torch.arange(pages.k.shape[0] * pages.k.shape[2], device="cuda")
+    for name in ("k", "v"):  # by way of the kernels that read and append
+        source = getattr(pages, name).cuda()
+        copy = torch.full_like(source, float("nan"))
+        ops.append_to_cache(copy, ops.read_cache(source, slots), slots)
+        setattr(pages, name, copy)
+    pages.table, pages.lengths = pages.table.cuda(), pages.lengths.cuda()
+    actual = decode(pages, q.cuda(), head_map.cuda(), **mask)
+    again = decode(pages, q.cuda(), head_map.cuda(), **mask)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for a, b, e in zip(actual, again, expected):
+        torch.testing.assert_close(a.cpu(), e, rtol=tolerance, atol=tolerance)
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_caches_return_what_they_were_given(dtype):
     cache = torch.full((5, 2, 16, 8), float("nan"), dtype=dtype)

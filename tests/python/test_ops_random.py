@@ -137,7 +137,8 @@ def compensated(pick):
 def cross_entropy(pick):
     hidden, weight = rows(pick, [None, 16], [pick([1, 9, 65]), 16])
     labels = torch.randint(0, len(weight), (len(hidden),))
-    return {"hidden": hidden, "weight": weight, "labels": labels, "softcap": pick([0.0, 2.0]), "chunk": pick([1, 3, 1024])}
+    options = {"softcap": pick([0.0, 2.0]), "chunk": pick([1, 3, 1024])}
+    return {"hidden": hidden, "weight": weight, "labels": labels} | options
 
 
 def differentiated(operator):
