@@ -28,6 +28,13 @@ void launch(const typename Kernel::Args& args, WarpOrder order = WarpOrder::kFor
   cuda::emulation::run<Kernel>(args, cuda::kThreads, order);
 }
 
+// `rows` into the cache, and from there to `back`.
+template <typename Word>
+void copy_rows(const Tensor& cache, const Tensor& rows, const Tensor& back, const Tensor& slots) {
+  launch<cuda::CacheRows<Word, cuda::Direction::kIntoCache>>(cuda::cache_rows(cache, rows, slots));
+  launch<cuda::CacheRows<Word, cuda::Direction::kOutOfCache>>(cuda::cache_rows(cache, back, slots));
+}
+
 // Keys and values of ragged sequences in scattered pages, put there by the kernel; all that no token may see is NaN.
 class Step {
  public:
@@ -97,8 +104,11 @@ class Step {
     const auto draw = [&](const Tensor& cache, std::vector<Tensor>& all) {
       all.push_back(at::randn({length, cache.size(1), cache.size(3)}).to(cache.scalar_type()));
       const Tensor rows = all.back().narrow(0, length - seen, seen).contiguous(), back = at::full_like(rows, NAN);
-      launch<cuda::CacheRows<uint8_t, cuda::Direction::kIntoCache>>(cuda::cache_rows(cache, rows, places));
-      launch<cuda::CacheRows<uint8_t, cuda::Direction::kOutOfCache>>(cuda::cache_rows(cache, back, places));
+      if (cache.size(3) * cache.element_size() % sizeof(cuda::Words) == 0) {
+        copy_rows<cuda::Words>(cache, rows, back, places);
+      } else {
+        copy_rows<uint8_t>(cache, rows, back, places);
+      }
       CHECK(at::equal(back, rows));
     };
     draw(k_cache, keys_), draw(v_cache, values_), draw(follower_cache, follower_values_);
