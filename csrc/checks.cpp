@@ -1,6 +1,7 @@
 #include "checks.h"
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 
 #include <cmath>
 
@@ -135,16 +136,16 @@ void check_head_map_values(const std::optional<Tensor>& head_map, int64_t heads)
   }
 }
 
-std::vector<int64_t> check_sequences(const Tensor& cu_seqlens, int64_t tokens) {
+std::vector<int64_t> check_sequences(const Tensor& cu_seqlens, int64_t tokens, const char* name) {
   const Tensor values = cu_seqlens.cpu().contiguous();
   const int32_t* data = values.const_data_ptr<int32_t>();
   std::vector<int64_t> bounds(data, data + values.numel());
-  TORCH_CHECK_VALUE(bounds.front() == 0, "cu_seqlens must start at 0, got ", bounds.front());
+  TORCH_CHECK_VALUE(bounds.front() == 0, name, " must start at 0, got ", bounds.front());
   for (size_t s = 1; s < bounds.size(); ++s) {
-    TORCH_CHECK_VALUE(bounds[s] >= bounds[s - 1], "cu_seqlens must not fall, but cu_seqlens[", s, "] = ", bounds[s],
+    TORCH_CHECK_VALUE(bounds[s] >= bounds[s - 1], name, " must not fall, but ", name, "[", s, "] = ", bounds[s],
                       " follows ", bounds[s - 1]);
   }
-  TORCH_CHECK_VALUE(bounds.back() == tokens, "cu_seqlens must end at the number of tokens, ", tokens, ", got ",
+  TORCH_CHECK_VALUE(bounds.back() == tokens, name, " must end at the number of tokens, ", tokens, ", got ",
                     bounds.back());
   return bounds;
 }
@@ -180,6 +181,23 @@ void check_linear(const Tensor& x, const Tensor& weight) {
   TORCH_CHECK_VALUE(x.dim() >= 1 && weight.dim() == 2 && weight.sym_size(1) == x.sym_size(-1),
                     "weight must be [D, F], F the last dimension of x ", x.sym_sizes(), ", got ", weight.sym_sizes());
   check_same_kind(weight, "weight", x, "x");
+}
+
+void check_compensated_output(const Tensor& o, const Tensor& w_o, const Tensor& x, const Tensor& w_c) {
+  check_floating(o, "o");
+  TORCH_CHECK_VALUE(o.dim() == 2 && w_o.dim() == 2 && w_o.sym_size(1) == o.sym_size(1),
+                    "w_o must be [D, F] for o [tokens, F] = ", o.sym_sizes(), ", got ", w_o.sym_sizes());
+  TORCH_CHECK_VALUE(x.dim() == 2 && x.sym_size(0) == o.sym_size(0), "x must be [tokens, D] with the tokens of o ",
+                    o.sym_sizes(), ", got ", x.sym_sizes());
+  TORCH_CHECK_VALUE(w_c.dim() == 2 && w_c.sym_size(0) == w_o.sym_size(0) && w_c.sym_size(1) == x.sym_size(1),
+                    "w_c must be [D, D] for w_o ", w_o.sym_sizes(), " and x ", x.sym_sizes(), ", got ",
+                    w_c.sym_sizes());
+  const auto check_kind = [&](const Tensor& y, const char* name) {
+    check_on_device_of(y, name, o, "o");
+    // Under autocast the products bring their factors to one dtype.
+    if (!at::autocast::is_autocast_enabled(o.device().type())) check_same_kind(y, name, o, "o");
+  };
+  check_kind(w_o, "w_o"), check_kind(x, "x"), check_kind(w_c, "w_c");
 }
 
 void check_linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& labels, int64_t chunk) {

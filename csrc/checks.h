@@ -39,13 +39,14 @@ void check_superblock(const at::Tensor& q, const at::Tensor& k, const at::Tensor
                       const c10::List<std::optional<at::Tensor>>& head_map, const AttentionOptions& options);
 // Every leader head in head_map must be in [0, heads); reads the values.
 void check_head_map_values(const std::optional<at::Tensor>& head_map, int64_t heads);
-// The boundaries of the sequences, read from cu_seqlens: from 0 to `tokens`, never falling.
-std::vector<int64_t> check_sequences(const at::Tensor& cu_seqlens, int64_t tokens);
+// The boundaries of the sequences, read from the argument called `name`: from 0 to `tokens`, never falling.
+std::vector<int64_t> check_sequences(const at::Tensor& cu_seqlens, int64_t tokens, const char* name = "cu_seqlens");
 
 void check_rms_norm(const at::Tensor& x, const at::Tensor& weight);
 void check_rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 void check_gated_activation(const at::Tensor& gate, const at::Tensor& up, std::string_view activation);
 void check_linear(const at::Tensor& x, const at::Tensor& weight);
+void check_compensated_output(const at::Tensor& o, const at::Tensor& w_o, const at::Tensor& x, const at::Tensor& w_c);
 void check_linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels,
                                 int64_t chunk);
 

@@ -206,7 +206,8 @@ void check_slot_values(const Tensor& slots, const Tensor& cache) {
 
 PrefillBounds check_prefill_values(const Tensor& q, const Tensor& k, const Tensor& cu_seqlens_q,
                                    const Tensor& cu_seqlens_k) {
-  PrefillBounds bounds{check_sequences(cu_seqlens_q, q.size(0)), check_sequences(cu_seqlens_k, k.size(0))};
+  PrefillBounds bounds{check_sequences(cu_seqlens_q, q.size(0), "cu_seqlens_q"),
+                       check_sequences(cu_seqlens_k, k.size(0), "cu_seqlens_k")};
   for (size_t s = 0; s + 1 < bounds.queries.size(); ++s) {
     const int64_t queries = bounds.queries[s + 1] - bounds.queries[s], keys = bounds.keys[s + 1] - bounds.keys[s];
     TORCH_CHECK_VALUE(queries <= keys, "sequence ", s, " has ", queries, " queries in cu_seqlens_q but ", keys,

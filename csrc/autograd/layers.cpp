@@ -86,9 +86,8 @@ class Linear : public torch::autograd::Function<Linear> {
     const Tensor &x = saved[0], &weight = saved[1];
     const Tensor dx = ctx->needs_input_grad(0) ? uniattn::linear(grads[0], weight.t()) : Tensor();
     if (!ctx->needs_input_grad(1)) return {dx, Tensor()};
-    const Tensor grad_rows = grads[0].reshape_symint({-1, weight.sym_size(0)});
-    const Tensor rows = x.reshape_symint({-1, weight.sym_size(1)});
-    return {dx, uniattn::linear(grad_rows.t(), rows.t())};
+    const auto rows = [](const Tensor& y) { return y.dim() == 1 ? y.unsqueeze(0) : y.flatten(0, -2); };
+    return {dx, uniattn::linear(rows(grads[0]).t(), rows(x).t())};
   }
 };
 

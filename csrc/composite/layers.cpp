@@ -78,13 +78,7 @@ Tensor linear(const Tensor& x, const Tensor& weight) {
 // Differentiable as it stands. On a GPU the second product adds to the first one's result; on a CPU the faster products
 // make up for the sum.
 static Tensor compensated_output(const Tensor& o, const Tensor& w_o, const Tensor& x, const Tensor& w_c) {
-  TORCH_CHECK_VALUE(o.dim() == 2 && w_o.dim() == 2 && w_o.sym_size(1) == o.sym_size(1),
-                    "w_o must be [D, F] for o [tokens, F] = ", o.sym_sizes(), ", got ", w_o.sym_sizes());
-  TORCH_CHECK_VALUE(x.dim() == 2 && x.sym_size(0) == o.sym_size(0), "x must be [tokens, D] with the tokens of o ",
-                    o.sym_sizes(), ", got ", x.sym_sizes());
-  TORCH_CHECK_VALUE(w_c.dim() == 2 && w_c.sym_size(0) == w_o.sym_size(0) && w_c.sym_size(1) == x.sym_size(1),
-                    "w_c must be [D, D] for w_o ", w_o.sym_sizes(), " and x ", x.sym_sizes(), ", got ",
-                    w_c.sym_sizes());
+  check_compensated_output(o, w_o, x, w_c);
   if (o.is_cpu()) return uniattn::linear(o, w_o) + uniattn::linear(x, w_c);
   return at::addmm(at::linear(o, w_o), x, w_c.t());
 }

@@ -17,34 +17,44 @@ inline at::Tensor aligned(const at::Tensor& x) {
   return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : dense.clone();
 }
 
+// Of a tensor in one of the kernels' dtypes.
 inline Type type_of(const at::Tensor& x) {
+  if (x.scalar_type() == at::kFloat) return Type::kFloat32;
   return x.scalar_type() == at::kHalf ? Type::kFloat16 : Type::kBFloat16;
 }
 
 // A Pattern and the tensors that its pointers lead to.
 struct PatternTensors {
-  at::Tensor q, k, lse, cu_seqlens;
+  at::Tensor q, k, lse, cu_seqlens, cu_seqlens_keys;
   Pattern pattern;
 
   // Arguments as checked by check_query_key; lse is undefined for a leader's forward pass.
   PatternTensors(const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& lse_, const at::Tensor& cu_seqlens_,
                  const AttentionOptions& options)
+      : PatternTensors(q_, k_, lse_, cu_seqlens_, cu_seqlens_, options) {}
+
+  // As checked by check_prefill: the queries are the last tokens of their sequences.
+  PatternTensors(const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& lse_, const at::Tensor& cu_seqlens_,
+                 const at::Tensor& cu_seqlens_keys_, const AttentionOptions& options)
       : q(aligned(q_)),
         k(aligned(k_)),
         lse(lse_.defined() ? lse_.contiguous() : lse_),
-        cu_seqlens(cu_seqlens_.contiguous()) {
-    const int64_t tokens = q.size(0);
+        cu_seqlens(cu_seqlens_.contiguous()),
+        cu_seqlens_keys(cu_seqlens_keys_.contiguous()) {
+    const int64_t tokens = q.size(0), keys = k.size(0);
     TORCH_CHECK_VALUE(tokens == 0 || cu_seqlens.size(0) > 1, "cu_seqlens holds no sequence, but q has ", tokens,
                       " tokens");
     pattern = {.type = type_of(q),
                .head_dim = static_cast<int>(q.size(2)),
                .tokens = static_cast<int>(tokens),
+               .keys = static_cast<int>(keys),
                .heads = static_cast<int>(q.size(1)),
                .kv_heads = static_cast<int>(k.size(1)),
                .sequences = static_cast<int>(cu_seqlens.size(0)) - 1,
                .cu_seqlens = cu_seqlens.const_data_ptr<int32_t>(),
+               .cu_seqlens_keys = cu_seqlens_keys.const_data_ptr<int32_t>(),
                .causal = options.causal,
-               .window = static_cast<int>(std::min(options.window, tokens)),
+               .window = static_cast<int>(std::min(options.window, keys)),
                .softcap = static_cast<float>(options.softcap),
                .scale = static_cast<float>(resolved_scale(options, q.size(2))),
                .q = q.const_data_ptr(),

@@ -13,6 +13,7 @@
 #include "composite/composite.h"
 #include "cuda/arguments.h"
 #include "cuda/launch.h"
+#include "cuda/takes.h"
 #include "probs_tiles.h"
 
 namespace uniattn::cuda {
@@ -21,15 +22,9 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Whether the kernels take attention over queries like q; shapes are checked later.
+// Queries are as many as keys.
 bool takes(const Tensor& q) {
-  const bool half = q.scalar_type() == at::kHalf || q.scalar_type() == at::kBFloat16;
-  if (half && q.dim() == 3 && has_kernels(q.size(2)) && q.size(0) <= kMaxTokens) return true;
-  TORCH_WARN_ONCE(
-      "uniattn: no CUDA kernel takes q ", q.sizes(), " of ", q.scalar_type(),
-      "; attention out of PyTorch calls runs instead and is slower. Kernels take float16 and bfloat16 with a "
-      "head_dim of 64, 96, 128 or 256.");
-  return false;
+  return takes_attention(q, q.dim() == 3 ? q.size(0) : 0);
 }
 
 std::vector<Tensor> all_aligned(at::TensorList list) {
@@ -58,9 +53,9 @@ std::tuple<Tensor, Tensor, Tensor> attention_forward(const Tensor& q, const Tens
   const PatternTensors tensors(q, k, Tensor(), cu_seqlens, options);
   const Tensor values = aligned(v), out = at::empty(q.sizes(), q.options());
   const Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
-  C10_CUDA_CHECK(
-      launch_forward({tensors.pattern, nullptr, values.const_data_ptr(), out.data_ptr(), lse.data_ptr<float>()},
-                     c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_forward({tensors.pattern, nullptr, values.const_data_ptr(), tensors.pattern.kv_heads,
+                                 out.data_ptr(), lse.data_ptr<float>()},
+                                c10::cuda::getCurrentCUDAStream()));
   return {out, lse, empty_tiles(q, options, false)};
 }
 
@@ -76,8 +71,9 @@ Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const
   const PatternTensors tensors(q, k, lse, cu_seqlens, options);
   const OptionalTensor map = contiguous(head_map);
   const Tensor values = aligned(v), out = at::empty(q.sizes(), q.options());
-  C10_CUDA_CHECK(launch_forward({tensors.pattern, data(map), values.const_data_ptr(), out.data_ptr(), nullptr},
-                                c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_forward(
+      {tensors.pattern, data(map), values.const_data_ptr(), tensors.pattern.kv_heads, out.data_ptr(), nullptr},
+      c10::cuda::getCurrentCUDAStream()));
   return out;
 }
 

@@ -8,6 +8,10 @@
 #define UNIATTN_DEVICE __device__ __forceinline__
 #define UNIATTN_UNROLL _Pragma("unroll")
 
+// What assert() calls on a device; <cassert> leaves it out of release builds.
+extern "C" __host__ __device__ void __assert_fail(const char* what, const char* file, unsigned line,
+                                                  const char* function) noexcept __attribute__((__noreturn__));
+
 namespace uniattn::cuda {
 
 // Element types; their values are only ever seen by the functions below.
@@ -26,6 +30,11 @@ UNIATTN_DEVICE int block_y() {
 
 UNIATTN_DEVICE int blocks_x() {
   return static_cast<int>(gridDim.x);
+}
+
+// Ends the launch with an error that says `what`: for arguments whose values only the device has seen.
+UNIATTN_DEVICE void require(bool condition, const char* what) {
+  if (!condition) __assert_fail(what, __FILE__, __LINE__, "uniattn");
 }
 
 UNIATTN_DEVICE void sync_block() {

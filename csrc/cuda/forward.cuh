@@ -71,12 +71,12 @@ struct Forward {
 
   UNIATTN_DEVICE static void run(const Args& a, Shared& shared) {
     const Pattern& p = a.pattern;
-    const int head = block_y(), leader = leader_of(a.head_map, head, p.heads), per_group = p.heads / p.kv_heads;
+    const int head = block_y(), leader = leader_of(a.head_map, head, p.heads);
     // Late queries see most keys: they come first, so that no multiprocessor is left with one at the end.
     const int first = (blocks_x() - 1 - block_x()) * kOwnRows;
     const Sight sight = sight_of<Side::kQueries>(p, first);
-    const HeadRows k = head_rows<kHeadDim>(p.k, p.tokens, p.kv_heads, leader / per_group);
-    const HeadRows v = head_rows<kHeadDim>(a.v, p.tokens, p.kv_heads, head / per_group);
+    const HeadRows k = head_rows<kHeadDim>(p.k, p.keys, p.kv_heads, leader / (p.heads / p.kv_heads));
+    const HeadRows v = head_rows<kHeadDim>(a.v, p.keys, a.value_heads, head / (p.heads / a.value_heads));
     Softmax state = softmax(p, leader, first);
     Output out{};
 

@@ -16,9 +16,10 @@ cudaError_t launch(const typename Kernel::Args& args, cudaStream_t stream) {
   const Grid grid = Kernel::grid(args);
   if (grid.x == 0) return cudaSuccess;
   constexpr int kBytes = sizeof(typename Kernel::Shared);
-  // More than 48 KiB must be asked for.
-  const cudaError_t error = cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
+  if constexpr (kBytes > 48 * 1024) {  // as much as there is without asking
+    const cudaError_t error = cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+    if (error != cudaSuccess) return error;
+  }
   entry<Kernel><<<dim3(grid.x, grid.y), kThreads, kBytes, stream>>>(args);
   return cudaGetLastError();
 }
@@ -42,8 +43,14 @@ cudaError_t launch_head_dim(const Args& args, cudaStream_t stream) {
 // The kernel for the pattern's dtype and head_dim.
 template <template <typename, int> typename Kernel, typename Args>
 cudaError_t launch_for(const Args& args, cudaStream_t stream) {
-  return args.pattern.type == Type::kFloat16 ? launch_head_dim<Float16, Kernel>(args, stream)
-                                             : launch_head_dim<BFloat16, Kernel>(args, stream);
+  switch (args.pattern.type) {
+    case Type::kFloat16:
+      return launch_head_dim<Float16, Kernel>(args, stream);
+    case Type::kBFloat16:
+      return launch_head_dim<BFloat16, Kernel>(args, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 }  // namespace uniattn::cuda

@@ -2,10 +2,12 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include "cuda/decode_params.h"
 #include "cuda/params.h"
 
 namespace uniattn::cuda {
 
+// Of training and prefill; decoding takes any.
 inline constexpr bool has_kernels(int64_t head_dim) {
   return head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256;
 }
@@ -17,5 +19,11 @@ cudaError_t launch_value_backward(const ValueBackwardArgs& args, cudaStream_t st
 cudaError_t launch_superblock_backward(const SuperblockBackwardArgs& args, cudaStream_t stream);
 cudaError_t launch_delta(const DeltaArgs& args, cudaStream_t stream);
 cudaError_t launch_delta_sum(const DeltaSumArgs& args, cudaStream_t stream);
+
+cudaError_t launch_decode(const DecodeLeaderArgs& args, cudaStream_t stream);
+cudaError_t launch_decode(const DecodeFollowerArgs& args, cudaStream_t stream);
+cudaError_t launch_decode_merge(const DecodeMergeArgs& args, cudaStream_t stream);
+cudaError_t launch_append_to_cache(const CacheRowsArgs& args, cudaStream_t stream);
+cudaError_t launch_read_cache(const CacheRowsArgs& args, cudaStream_t stream);
 
 }  // namespace uniattn::cuda

@@ -8,20 +8,22 @@ namespace uniattn::cuda {
 inline constexpr int kMaxLayers = 32;       // of a superblock: their pointers travel as kernel arguments
 inline constexpr int kMaxTokens = 1 << 30;  // of a pack: positions are int
 
-enum class Type { kFloat16, kBFloat16 };
+enum class Type { kFloat16, kBFloat16, kFloat32 };
 
 // The leader's P = exp(score - lse) over a pack of sequences.
 struct Pattern {
-  Type type;  // of q, k and everything that is not a row statistic
+  Type type;  // of q, k and everything that is not a row statistic; not float32
   int head_dim;
-  int tokens, heads, kv_heads, sequences;
-  const int32_t* cu_seqlens;  // [sequences + 1]
+  int tokens, keys;  // as many, but where the queries are the last tokens of their sequences alone: forward only
+  int heads, kv_heads, sequences;
+  const int32_t* cu_seqlens;       // [sequences + 1], of the queries
+  const int32_t* cu_seqlens_keys;  // [sequences + 1]
   bool causal;
-  int window;     // 0: off; at most `tokens`
+  int window;     // 0: off; at most `keys`
   float softcap;  // 0: off
   float scale;
   const void* q;     // [tokens, heads, head_dim]
-  const void* k;     // [tokens, kv_heads, head_dim]
+  const void* k;     // [keys, kv_heads, head_dim]
   const float* lse;  // [heads, tokens]; null while the leader is about to compute it
 };
 
@@ -29,9 +31,10 @@ struct Pattern {
 struct ForwardArgs {
   Pattern pattern;
   const int64_t* head_map;  // [heads]; null: the identity
-  const void* v;            // [tokens, kv_heads, head_dim]
-  void* out;                // [tokens, heads, head_dim]
-  float* new_lse;           // [heads, tokens], of the leader alone
+  const void* v;            // [keys, value_heads, head_dim]
+  int value_heads;
+  void* out;       // [tokens, heads, head_dim]
+  float* new_lse;  // [heads, tokens], of the leader alone
 };
 
 // dv = P^T grad_out.

@@ -23,32 +23,40 @@ UNIATTN_DEVICE int smaller(int a, int b) {
   return a < b ? a : b;
 }
 
-// The sequence of a token. Never outside the pack, even if cu_seqlens is wrong.
-UNIATTN_DEVICE Span sequence_of(const Pattern& p, int token) {
+// The number of a query's sequence.
+UNIATTN_DEVICE int sequence_of(const Pattern& p, int query) {
   int first = 0, last = p.sequences - 1;
   while (first < last) {
     const int middle = (first + last) / 2;
-    if (p.cu_seqlens[middle + 1] > token) {
+    if (p.cu_seqlens[middle + 1] > query) {
       last = middle;
     } else {
       first = middle + 1;
     }
   }
-  return {larger(p.cu_seqlens[first], 0), smaller(p.cu_seqlens[first + 1], p.tokens)};
+  return first;
 }
 
-// The keys that a query sees; none behind the last token.
+// The tokens of a sequence. Never outside the pack, even if cu_seqlens is wrong.
+UNIATTN_DEVICE Span tokens_of(const int32_t* cu_seqlens, int sequence, int tokens) {
+  return {larger(cu_seqlens[sequence], 0), smaller(cu_seqlens[sequence + 1], tokens)};
+}
+
+// The keys that a query sees; none behind the last token. The last query of a sequence stands at its last key.
 UNIATTN_DEVICE Span keys_of(const Pattern& p, int query) {
   if (query >= p.tokens) return {0, 0};
-  const Span sequence = sequence_of(p, query);
-  return {p.window > 0 ? larger(sequence.begin, query - p.window + 1) : sequence.begin,
-          p.causal ? query + 1 : sequence.end};
+  const int sequence = sequence_of(p, query);
+  const Span queries = tokens_of(p.cu_seqlens, sequence, p.tokens);
+  const Span keys = tokens_of(p.cu_seqlens_keys, sequence, p.keys);
+  const int own = query + keys.end - queries.end;
+  return {p.window > 0 ? larger(keys.begin, own - p.window + 1) : keys.begin,
+          p.causal ? smaller(own + 1, keys.end) : keys.end};
 }
 
-// The queries that see a key; none behind the last token.
+// The queries that see a key, where they are all tokens; none behind the last.
 UNIATTN_DEVICE Span queries_of(const Pattern& p, int key) {
   if (key >= p.tokens) return {0, 0};
-  const Span sequence = sequence_of(p, key);
+  const Span sequence = tokens_of(p.cu_seqlens, sequence_of(p, key), p.tokens);
   return {p.causal ? key : sequence.begin, p.window > 0 ? smaller(sequence.end, key + p.window) : sequence.end};
 }
 
@@ -70,7 +78,9 @@ UNIATTN_DEVICE Sight sight_of(const Pattern& p, int first) {
           {seen_by<kOwn>(p, first + own_row(0)), seen_by<kOwn>(p, first + own_row(1))}};
 }
 
-UNIATTN_DEVICE float score(const Pattern& p, float dot_product) {
+// Options: softcap and scale.
+template <typename Options>
+UNIATTN_DEVICE float score(const Options& p, float dot_product) {
   const float s = dot_product * p.scale;
   return p.softcap > 0 ? p.softcap * tanhf(s / p.softcap) : s;
 }

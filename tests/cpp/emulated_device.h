@@ -141,6 +141,9 @@ inline int block_y() {
 inline int blocks_x() {
   return emulation::Block::current->position().blocks_x;
 }
+inline void require(bool condition, const char* what) {
+  emulation::Block::current->require(condition, what);
+}
 inline void sync_block() {
   emulation::Block::current->sync();
 }

@@ -1,15 +1,15 @@
-// The CUDA kernels, compiled for the host and run on emulated threads, against the plain formula.
+// The CUDA kernels of training, compiled for the host and run on emulated threads, against the plain formula.
 #define UNIATTN_EMULATED_DEVICE
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <uniattn/ops.h>
 
-#include "catch.h"
 #include "cuda/arguments.h"
 #include "cuda/delta.cuh"
 #include "cuda/forward.cuh"
 #include "cuda/score_backward.cuh"
 #include "cuda/value_backward.cuh"
+#include "emulated_tensors.h"
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
@@ -18,6 +18,9 @@ using cuda::BFloat16;
 using cuda::Float16;
 using cuda::Side;
 using cuda::emulation::WarpOrder;
+using emulated::check_only_filled_inside;
+using emulated::poisoned;
+using emulated::unfilled;
 using uniattn::AttentionOptions;
 
 namespace {
@@ -40,12 +43,6 @@ std::vector<Tensor> all(const Results& r) {
   std::vector<Tensor> tensors = r.out;
   tensors.insert(tensors.end(), r.gradients.begin(), r.gradients.end());
   return tensors;
-}
-
-// Equal to x, with NaN before and behind it in memory.
-Tensor poisoned(const Tensor& x) {
-  const Tensor padded = at::full({x.size(0) + 16, x.size(1), x.size(2)}, NAN, x.options());
-  return padded.narrow(0, 8, x.size(0)).copy_(x);
 }
 
 Superblock make_superblock(int64_t layers, const std::vector<int64_t>& lengths, int64_t heads, int64_t kv_heads,
@@ -108,19 +105,6 @@ Results plain_results(const Superblock& s, at::ScalarType dtype) {
   return r;
 }
 
-// A tensor like x for a kernel to fill, in memory full of NaN.
-Tensor unfilled(const Tensor& x) {
-  return poisoned(at::full(x.sizes(), NAN, x.options()));
-}
-
-void check_only_filled_inside(const Tensor& x) {
-  CHECK(x.isfinite().all().item<bool>());
-  const int64_t row = x.size(1) * x.size(2);
-  const Tensor whole = at::empty({0}, x.options()).set_(x.storage());
-  CHECK(whole.narrow(0, 0, 8 * row).isnan().all().item<bool>());
-  CHECK(whole.narrow(0, whole.numel() - 8 * row, 8 * row).isnan().all().item<bool>());
-}
-
 // The kernels' results, in the order in which autograd calls them: all layers forward, then back.
 template <typename T, int kHeadDim>
 class KernelRun {
@@ -146,8 +130,8 @@ class KernelRun {
     dv_.push_back(unfilled(s_.k));
     delta_.push_back(at::full_like(lse_, NAN));
     const Tensor &out = results_.out[i], &grad_out = s_.grad_out[i];
-    launch<cuda::Forward<T, kHeadDim>>(
-        {pattern, map, s_.v[i].const_data_ptr(), out.data_ptr(), i == 0 ? lse_.data_ptr<float>() : nullptr});
+    launch<cuda::Forward<T, kHeadDim>>({pattern, map, s_.v[i].const_data_ptr(), pattern.kv_heads, out.data_ptr(),
+                                        i == 0 ? lse_.data_ptr<float>() : nullptr});
     launch<cuda::Delta<T>>({pattern.type, pattern.tokens, pattern.heads, pattern.head_dim, grad_out.const_data_ptr(),
                             out.const_data_ptr(), delta_[i].data_ptr<float>()});
     if (i == 0 && cuda::accumulates_dv(kHeadDim)) return;
@@ -181,16 +165,6 @@ class KernelRun {
   Results results_;
 };
 
-// At most twice the error of the formula in the same dtype, in the mean and, but for one rounding, at worst.
-void check_error(const Tensor& ours, const Tensor& plain, const Tensor& exact) {
-  const Tensor error = (ours.to(at::kDouble) - exact).abs(), allowed = (plain.to(at::kDouble) - exact).abs();
-  const double epsilon = ours.scalar_type() == at::kHalf ? 0x1p-10 : 0x1p-7;
-  const double rounding = epsilon * exact.abs().max().item<double>();
-  const auto rms = [](const Tensor& x) { return x.square().mean().sqrt().item<double>(); };
-  CHECK(rms(error) <= 2 * rms(allowed) + rounding / 8);
-  CHECK(error.max().item<double>() <= 2 * allowed.max().item<double>() + rounding);
-}
-
 template <typename T, int kHeadDim>
 void check_kernels(int64_t layers, const std::vector<int64_t>& lengths, int64_t heads, int64_t kv_heads,
                    const AttentionOptions& options) {
@@ -201,7 +175,7 @@ void check_kernels(int64_t layers, const std::vector<int64_t>& lengths, int64_t 
   const std::vector<Tensor> plain = all(plain_results(s, dtype)), exact = all(plain_results(s, at::kDouble));
   for (size_t i = 0; i < ours.size(); ++i) {
     CAPTURE(i);
-    check_error(ours[i], plain[i], exact[i]);
+    emulated::check_error(ours[i], plain[i], exact[i]);
     CHECK(at::equal(ours[i], again[i]));
   }
 }

@@ -262,21 +262,6 @@ def test_bad_head_maps_are_named(head_map, message):
         uniattn.attend(probs[0], values[1], head_map)
 
 
-def test_opcheck():
-    q, k, values, cu_seqlens = make_superblock([6, 3], 4, 2, 8, layers=2)
-    leaves = [t.requires_grad_() for t in (q, k, *values)]
-    torch.library.opcheck(torch.ops.uniattn.attention.default, (*leaves[:3], cu_seqlens, 0))  # gradients of handles are private
-    _, probs = uniattn.attention(*leaves[:3], cu_seqlens, followers=1)
-    p = probs[0]
-    handles = [h.detach().requires_grad_() for h in (p.handle_out, p.handle_value, p.handle_delta)]
-    head_map = torch.tensor([1, 1, 0, 3])
-    for arguments in [(), (head_map,)]:
-        torch.library.opcheck(
-            torch.ops.uniattn.attend.default,
-            (q.detach(), k.detach(), p.lse, p.tiles, leaves[3], cu_seqlens, *handles, *arguments),
-        )
-
-
 def test_compiles_as_one_graph():
     def function(q, k, values, cu_seqlens, head_map):
         out, probs = uniattn.attention(q, k, values[0], cu_seqlens, followers=1)

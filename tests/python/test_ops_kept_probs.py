@@ -130,19 +130,6 @@ def test_compiles_as_one_graph():
         assert_close(torch.autograd.grad(out.square().sum(), leaves), torch.autograd.grad(expected.square().sum(), leaves))
 
 
-def test_opcheck():
-    q, k, values, cu_seqlens = make_superblock([70, 3], 4, 2, 8, 2, torch.float32)
-    operator = torch.ops.uniattn.attention_forward.default
-    for options in ({"keep_probs": True}, {"keep_probs": True, "window": 5}):
-        torch.library.opcheck(operator, (q, k, values[0], cu_seqlens), options, test_utils=["test_schema", "test_faketensor"])
-    leaves = [t.requires_grad_() for t in (q, k, *values)]
-    _, probs = uniattn.attention(*leaves[:3], cu_seqlens, followers=1, keep_probs=True)
-    p = probs[0]
-    handles = [h.detach().requires_grad_() for h in (p.handle_out, p.handle_value, p.handle_delta)]
-    arguments = (q.detach(), k.detach(), p.lse, p.tiles, leaves[3], cu_seqlens, *handles, MAP)
-    torch.library.opcheck(torch.ops.uniattn.attend.default, arguments)
-
-
 def test_autocast():
     q, k, values, cu_seqlens = make_superblock([40], 4, 2, 32, 2, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

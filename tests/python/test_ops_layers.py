@@ -119,18 +119,3 @@ def test_compensated_output():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises((ValueError, RuntimeError), match=message):
         call()
-
-
-@pytest.mark.parametrize(
-    "name, arguments",
-    [
-        ("rms_norm", lambda: (draw(3, 8).requires_grad_(), draw(8).requires_grad_(), 1e-5)),
-        ("rotary", lambda: (draw(5, 3, 8).requires_grad_(), *angles(5, 4))),
-        ("gated_activation", lambda: (draw(3, 8).requires_grad_(), draw(3, 8).requires_grad_(), "silu")),
-        ("linear", lambda: (draw(2, 3, 8).requires_grad_(), draw(5, 8).requires_grad_())),
-        ("compensated_output", lambda: (draw(7, 6), draw(4, 6).requires_grad_(), draw(7, 4), draw(4, 4).requires_grad_())),
-        ("linear_cross_entropy", lambda: (draw(7, 4).requires_grad_(), draw(9, 4).requires_grad_(), LABELS)),
-    ],
-)
-def test_opcheck(name, arguments):
-    torch.library.opcheck(getattr(torch.ops.uniattn, name).default, arguments())

@@ -58,7 +58,8 @@ at::Tensor CachedDecoder::decode_layer(int64_t layer, const Projections& own, co
 
 std::optional<at::Tensor> CachedDecoder::take_tiles(const at::Tensor& q, const at::Tensor& k, int64_t window) {
   const int64_t elements = most_prefill_elements(q.size(0), k.size(0), window);
-  if (q.size(1) * elements * q.element_size() > kProbsBudget) return std::nullopt;
+  // A GPU rebuilds P, as in training.
+  if (!q.is_cpu() || q.size(1) * elements * q.element_size() > kProbsBudget) return std::nullopt;
   at::Tensor tiles;
   if (!spare_tiles_.empty()) {
     tiles = std::move(spare_tiles_.back());

@@ -219,7 +219,7 @@ inline ExpParts exp_parts(Vec x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  const Int exponent = (reinterpret_cast<Int>(shifted) << 23) + 0x3f800000;
+  const Bits exponent = (reinterpret_cast<Bits>(shifted) << 23) + 0x3f800000u;
   return {reinterpret_cast<Vec>(exponent), p * r * r + r};
 }
 

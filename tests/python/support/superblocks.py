@@ -53,15 +53,16 @@ def check_error(ours, plain, exact, dtype):
 
     The largest error may add some rounding of float32: where a row sees few keys, dP - delta cancels, and the plain formula
     cancels equal numbers but a kernel that never holds P has delta from O. A row of one key has no gradient at all, to
-    rounding of the numbers of order 1 that cancel.
+    rounding in float32 of what cancels: sums of head_dim products of numbers of order 1.
     """
     ours, plain, exact = (x.detach().double() for x in (ours, plain, exact))
-    if not exact.any():
-        assert not (ours.abs() > 16 * torch.finfo(dtype).eps).any()
+    if not (exact.abs() > 1e-12).any():
+        assert ours.abs().max() <= 16 * exact.shape[-1] ** 0.5 * torch.finfo(torch.float32).eps
         return
     error, allowed = (ours - exact).abs(), (plain - exact).abs()
     rounding = torch.finfo(dtype).eps * exact.abs().max()
-    assert error.square().mean().sqrt() <= 2 * allowed.square().mean().sqrt() + rounding / 8
+    # Half a rounding in float32: P of a row of one key is exp(S - LSE), which rounds, and not S / S.
+    assert error.square().mean().sqrt() <= 2 * allowed.square().mean().sqrt() + rounding / (2 if dtype == torch.float32 else 8)
     assert error.max() <= 2 * allowed.max() + (16 if dtype == torch.float32 else 1) * rounding
 
 

@@ -1,0 +1,72 @@
+// Attention of the last tokens of sequences over all their tokens with the CUDA kernels of the forward pass; what they
+// do not take goes to the composite. The boundaries are read back to check them.
+#include <ATen/ATen.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "checks.h"
+#include "composite/decode.h"
+#include "cuda/arguments.h"
+#include "cuda/launch.h"
+#include "cuda/takes.h"
+#include "decode_checks.h"
+
+namespace uniattn::cuda {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+void check_rebuilds(const OptionalTensor& tiles) {
+  TORCH_CHECK_VALUE(!tiles, "tiles must be None: on a GPU P is rebuilt and cannot be kept");
+}
+
+// out of a pattern whose lse, unless it is given, is written to new_lse.
+Tensor forward(const PatternTensors& tensors, const OptionalTensor& head_map, const Tensor& v, float* new_lse) {
+  const Tensor values = aligned(v), out = at::empty(tensors.q.sizes(), tensors.q.options());
+  const Tensor map = head_map ? head_map->contiguous() : Tensor();
+  C10_CUDA_CHECK(launch_forward({tensors.pattern, map.defined() ? map.const_data_ptr<int64_t>() : nullptr,
+                                 values.const_data_ptr(), static_cast<int>(values.size(1)), out.data_ptr(), new_lse},
+                                c10::cuda::getCurrentCUDAStream()));
+  return out;
+}
+
+std::tuple<Tensor, Tensor> prefill_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                             const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t window,
+                                             double softcap, std::optional<double> scale, const OptionalTensor& tiles) {
+  const AttentionOptions options{true, window, softcap, scale};
+  check_prefill(q, k, v, cu_seqlens_q, cu_seqlens_k, options, tiles);
+  check_rebuilds(tiles);
+  if (!takes_attention(q, k.size(0)))
+    return composite::prefill_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, window, softcap, scale, tiles);
+  check_prefill_values(q, k, cu_seqlens_q, cu_seqlens_k);
+  const c10::cuda::CUDAGuard guard(q.device());
+  const PatternTensors tensors(q, k, Tensor(), cu_seqlens_q, cu_seqlens_k, options);
+  const Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
+  return {forward(tensors, std::nullopt, v, lse.data_ptr<float>()), lse};
+}
+
+Tensor prefill_attend(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens_q,
+                      const Tensor& cu_seqlens_k, const OptionalTensor& head_map, int64_t window, double softcap,
+                      std::optional<double> scale, const OptionalTensor& tiles) {
+  const AttentionOptions options{true, window, softcap, scale};
+  check_prefill_attend(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, options, tiles);
+  check_rebuilds(tiles);
+  if (!takes_attention(q, k.size(0)))
+    return composite::prefill_attend(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, window, softcap, scale, tiles);
+  check_prefill_values(q, k, cu_seqlens_q, cu_seqlens_k);
+  check_head_map_values(head_map, q.size(1));
+  const c10::cuda::CUDAGuard guard(q.device());
+  return forward({q, k, lse, cu_seqlens_q, cu_seqlens_k, options}, head_map, v, nullptr);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(uniattn, CUDA, m) {
+  m.impl("prefill_attention", prefill_attention);
+  m.impl("prefill_attend", prefill_attend);
+}
+
+}  // namespace uniattn::cuda

@@ -1,0 +1,43 @@
+// Tensors for kernels that run on emulated threads, and what is asked of their results.
+#pragma once
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+#include "catch.h"
+
+namespace emulated {
+
+// Equal to x, with NaN before and behind it in memory.
+inline at::Tensor poisoned(const at::Tensor& x) {
+  const at::Tensor padded = at::full({x.size(0) + 16, x.size(1), x.size(2)}, NAN, x.options());
+  return padded.narrow(0, 8, x.size(0)).copy_(x);
+}
+
+// A tensor like x for a kernel to fill, in memory full of NaN.
+inline at::Tensor unfilled(const at::Tensor& x) {
+  return poisoned(at::full(x.sizes(), NAN, x.options()));
+}
+
+inline void check_only_filled_inside(const at::Tensor& x) {
+  CHECK(x.isfinite().all().item<bool>());
+  const int64_t row = x.size(1) * x.size(2);
+  const at::Tensor whole = at::empty({0}, x.options()).set_(x.storage());
+  CHECK(whole.narrow(0, 0, 8 * row).isnan().all().item<bool>());
+  CHECK(whole.narrow(0, whole.numel() - 8 * row, 8 * row).isnan().all().item<bool>());
+}
+
+// At most twice the error of the formula in the same dtype, in the mean and, but for a rounding, at worst.
+inline void check_error(const at::Tensor& ours, const at::Tensor& plain, const at::Tensor& exact) {
+  const at::Tensor error = (ours.to(at::kDouble) - exact).abs(), allowed = (plain.to(at::kDouble) - exact).abs();
+  // Some roundings in float32, where kernels multiply in another order than the formula.
+  const double epsilon = ours.scalar_type() == at::kFloat  ? 0x1p-19
+                         : ours.scalar_type() == at::kHalf ? 0x1p-10
+                                                           : 0x1p-7;
+  const double rounding = epsilon * exact.abs().max().item<double>();
+  const auto rms = [](const at::Tensor& x) { return x.square().mean().sqrt().item<double>(); };
+  CHECK(rms(error) <= 2 * rms(allowed) + rounding / 8);
+  CHECK(error.max().item<double>() <= 2 * allowed.max().item<double>() + rounding);
+}
+
+}  // namespace emulated
