@@ -1,6 +1,7 @@
 #include "uniattn/decode.h"
 
 #include "dispatch.h"
+#include "probs_tiles.h"
 
 namespace uniattn {
 
@@ -37,20 +38,27 @@ Tensor decode_attend(const Tensor& probs, const Tensor& v_cache, const Tensor& p
   return op.call(probs, v_cache, page_table, lengths, head_map, window);
 }
 
+int64_t most_prefill_elements(int64_t queries, int64_t keys, int64_t window) {
+  return prefill_tiles_size(queries, keys, window).expect_int();
+}
+
 PrefillResult prefill_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
-                                const Tensor& cu_seqlens_k, const AttentionOptions& o) {
-  static const auto op = find_operator<TwoTensors(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                                  const Tensor&, int64_t, double, Scale)>("uniattn::prefill_attention");
-  auto [out, lse] = op.call(q, k, v, cu_seqlens_q, cu_seqlens_k, o.window, o.softcap, o.scale);
+                                const Tensor& cu_seqlens_k, const AttentionOptions& o, const OptionalTensor& tiles) {
+  static const auto op =
+      find_operator<TwoTensors(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t,
+                               double, Scale, const OptionalTensor&)>("uniattn::prefill_attention");
+  auto [out, lse] = op.call(q, k, v, cu_seqlens_q, cu_seqlens_k, o.window, o.softcap, o.scale, tiles);
   return {out, lse};
 }
 
 Tensor prefill_attend(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens_q,
-                      const Tensor& cu_seqlens_k, const OptionalTensor& head_map, const AttentionOptions& o) {
+                      const Tensor& cu_seqlens_k, const OptionalTensor& head_map, const AttentionOptions& o,
+                      const OptionalTensor& tiles) {
   static const auto op =
       find_operator<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                           const OptionalTensor&, int64_t, double, Scale)>("uniattn::prefill_attend");
-  return op.call(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, o.window, o.softcap, o.scale);
+                           const OptionalTensor&, int64_t, double, Scale, const OptionalTensor&)>(
+          "uniattn::prefill_attend");
+  return op.call(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, o.window, o.softcap, o.scale, tiles);
 }
 
 }  // namespace uniattn

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "checks.h"
+#include "probs_tiles.h"
 
 namespace uniattn {
 
@@ -57,6 +58,15 @@ void check_bounds(const Tensor& cu_seqlens, const char* name, const Tensor& q) {
   TORCH_CHECK_VALUE(cu_seqlens.scalar_type() == at::kInt && cu_seqlens.dim() == 1 && cu_seqlens.sym_size(0) >= 1, name,
                     " must be int32 [sequences + 1], got ", cu_seqlens.scalar_type(), " ", cu_seqlens.sym_sizes());
   check_on_device_of(cu_seqlens, name, q, "q");
+}
+
+void check_tiles(const Tensor& tiles, const Tensor& q, const Tensor& k, const AttentionOptions& options) {
+  check_same_kind(tiles, "tiles", q, "q");
+  const c10::SymInt needed = prefill_tiles_size(q.sym_size(0), k.sym_size(0), options.window);
+  TORCH_CHECK_VALUE(
+      tiles.dim() == 2 && tiles.sym_size(0) == q.sym_size(1) && tiles.sym_size(1) >= needed && tiles.is_contiguous(),
+      "tiles must be contiguous [heads, elements] = [", q.sym_size(1), ", at least ", needed, "], got ",
+      tiles.sym_sizes());
 }
 
 }  // namespace
@@ -114,7 +124,7 @@ void check_read_cache(const Tensor& cache, const Tensor& slots) {
 }
 
 void check_prefill(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
-                   const Tensor& cu_seqlens_k, const AttentionOptions& options) {
+                   const Tensor& cu_seqlens_k, const AttentionOptions& options, const std::optional<Tensor>& tiles) {
   TORCH_CHECK_VALUE(q.dim() == 3 && q.sym_size(1) > 0 && q.sym_size(2) > 0, "q must be [tokens, heads, head_dim], got ",
                     q.sym_sizes());
   TORCH_CHECK_VALUE(at::isFloatingType(q.scalar_type()), "q must have a floating dtype, got ", q.scalar_type());
@@ -134,12 +144,13 @@ void check_prefill(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
                     cu_seqlens_k.sym_sizes());
   TORCH_CHECK_VALUE(options.causal, "causal must be true: queries are the last tokens of their sequences");
   check_options(options);
+  if (tiles) check_tiles(*tiles, q, k, options);
 }
 
 void check_prefill_attend(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v,
                           const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, const std::optional<Tensor>& head_map,
-                          const AttentionOptions& options) {
-  check_prefill(q, k, v, cu_seqlens_q, cu_seqlens_k, options);
+                          const AttentionOptions& options, const std::optional<Tensor>& tiles) {
+  check_prefill(q, k, v, cu_seqlens_q, cu_seqlens_k, options, tiles);
   check_row_statistic(lse, "lse", q);
   check_head_map(head_map, q);
 }

@@ -19,10 +19,12 @@ void check_decode_attend(const at::Tensor& probs, const at::Tensor& v_cache, con
 void check_append_to_cache(const at::Tensor& cache, const at::Tensor& x, const at::Tensor& slots);
 void check_read_cache(const at::Tensor& cache, const at::Tensor& slots);
 void check_prefill(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& cu_seqlens_q,
-                   const at::Tensor& cu_seqlens_k, const AttentionOptions& options);
+                   const at::Tensor& cu_seqlens_k, const AttentionOptions& options,
+                   const std::optional<at::Tensor>& tiles);
 void check_prefill_attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& lse, const at::Tensor& v,
                           const at::Tensor& cu_seqlens_q, const at::Tensor& cu_seqlens_k,
-                          const std::optional<at::Tensor>& head_map, const AttentionOptions& options);
+                          const std::optional<at::Tensor>& head_map, const AttentionOptions& options,
+                          const std::optional<at::Tensor>& tiles);
 
 // Pages that hold the positions which the newest of `length` tokens sees.
 struct PageRange {

@@ -29,6 +29,17 @@ Tensor empty_tiles(const Tensor& q, const AttentionOptions& options, bool keep) 
   return at::empty_symint({q.sym_size(1), keep ? tiles_size(q, options) : c10::SymInt(0)}, q.options());
 }
 
+// A row of the n-th query, counted over all sequences, stands at keys - queries + n among the keys of one sequence and
+// at no later place in any other pack. Its tile sees up to 63 keys more, and whole tiles of them; a window cuts the
+// first.
+c10::SymInt prefill_tiles_size(const c10::SymInt& queries, const c10::SymInt& keys, int64_t window) {
+  const c10::SymInt first = keys - queries + 2 * kTileRows;
+  if (window == 0) return queries * first + queries * (queries - 1) / 2;
+  const c10::SymInt most = keys.min(window) + 3 * kTileRows;
+  const c10::SymInt below = (most - first).max(0).min(queries);
+  return below * first + below * (below - 1) / 2 + (queries - below) * most;
+}
+
 bool holds_probs(const Tensor& tiles, const Tensor& q, const AttentionOptions& options) {
   if (tiles.size(1) == 0) return false;
   const int64_t needed = tiles_size(q, options).expect_int();

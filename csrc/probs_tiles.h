@@ -17,6 +17,8 @@ inline constexpr int64_t kTileRows = 64;
 c10::SymInt tiles_bytes(const at::Tensor& q, const AttentionOptions& options);
 // Tiles to be written, or [heads, 0] without `keep`.
 at::Tensor empty_tiles(const at::Tensor& q, const AttentionOptions& options, bool keep);
+// Elements of one head that P of the last `queries` tokens of packed sequences of `keys` tokens takes at most.
+c10::SymInt prefill_tiles_size(const c10::SymInt& queries, const c10::SymInt& keys, int64_t window);
 // Whether `tiles` hold P; throws where they are of another size.
 bool holds_probs(const at::Tensor& tiles, const at::Tensor& q, const AttentionOptions& options);
 

@@ -69,9 +69,10 @@ TORCH_LIBRARY(uniattn, m) {
   m.def(
       "decode_attend(Tensor probs, Tensor v_cache, Tensor page_table, Tensor lengths, Tensor? head_map=None, int "
       "window=0) -> Tensor");
+  // tiles [heads, elements] in the dtype of q: the leader leaves P there, a follower reads it; None: P is rebuilt.
   m.def("prefill_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, " UNIATTN_SIGHT
-        ") -> (Tensor out, Tensor lse)");
+        ", Tensor(a!)? tiles=None) -> (Tensor out, Tensor lse)");
   m.def(
       "prefill_attend(Tensor q, Tensor k, Tensor lse, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, Tensor? "
-      "head_map=None, " UNIATTN_SIGHT ") -> Tensor");
+      "head_map=None, " UNIATTN_SIGHT ", Tensor? tiles=None) -> Tensor");
 }

@@ -16,10 +16,11 @@ at::Tensor decode_attend(const at::Tensor& probs, const at::Tensor& v_cache, con
 
 std::tuple<at::Tensor, at::Tensor> prefill_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                                      const at::Tensor& cu_seqlens_q, const at::Tensor& cu_seqlens_k,
-                                                     int64_t window, double softcap, std::optional<double> scale);
+                                                     int64_t window, double softcap, std::optional<double> scale,
+                                                     const std::optional<at::Tensor>& tiles);
 at::Tensor prefill_attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& lse, const at::Tensor& v,
                           const at::Tensor& cu_seqlens_q, const at::Tensor& cu_seqlens_k,
                           const std::optional<at::Tensor>& head_map, int64_t window, double softcap,
-                          std::optional<double> scale);
+                          std::optional<double> scale, const std::optional<at::Tensor>& tiles);
 
 }  // namespace uniattn::composite

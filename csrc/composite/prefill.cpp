@@ -9,6 +9,7 @@
 #include "checks.h"
 #include "composite/decode.h"
 #include "decode_checks.h"
+#include "probs_tiles.h"
 
 namespace uniattn::composite {
 namespace {
@@ -19,20 +20,28 @@ using OptionalTensor = std::optional<Tensor>;
 constexpr int64_t kBlockRows = 256;
 
 // Rows [row, row + rows) of q and the keys [key, key + keys) that one of them sees; row 0 of the block is at `position`
-// among the sequence's keys, which begin at `sequence`.
+// among the sequence's keys, which begin at `sequence`. A kept block of P is tiles[:, tile : tile + rows * keys].
 struct Block {
-  int64_t row, rows, key, keys, position, sequence;
+  int64_t row, rows, key, keys, position, sequence, tile;
+
+  Tensor kept(const Tensor& tiles) const {
+    return tiles.narrow(1, tile, rows * keys).view({tiles.size(0), rows, keys});
+  }
 };
 
-std::vector<Block> blocks(const PrefillBounds& bounds, int64_t window) {
+std::vector<Block> blocks(const PrefillBounds& bounds, int64_t window, bool kept) {
+  const int64_t block_rows = kept ? kTileRows : kBlockRows;
   std::vector<Block> result;
+  int64_t tile = 0;
   for (size_t s = 0; s + 1 < bounds.queries.size(); ++s) {
     const int64_t past = bounds.keys[s + 1] - bounds.keys[s] - (bounds.queries[s + 1] - bounds.queries[s]);
-    for (int64_t row = bounds.queries[s]; row < bounds.queries[s + 1]; row += kBlockRows) {
-      const int64_t rows = std::min(kBlockRows, bounds.queries[s + 1] - row);
+    for (int64_t row = bounds.queries[s]; row < bounds.queries[s + 1]; row += block_rows) {
+      const int64_t rows = std::min(block_rows, bounds.queries[s + 1] - row);
       const int64_t position = past + row - bounds.queries[s];
       const int64_t first = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
-      result.push_back({row, rows, bounds.keys[s] + first, position + rows - first, position, bounds.keys[s]});
+      const int64_t keys = position + rows - first;
+      result.push_back({row, rows, bounds.keys[s] + first, keys, position, bounds.keys[s], tile});
+      tile += rows * keys;
     }
   }
   return result;
@@ -66,28 +75,31 @@ void write_output(const Tensor& probs, const Tensor& v, const Block& b, const Te
 
 std::tuple<Tensor, Tensor> prefill_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                              const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t window,
-                                             double softcap, std::optional<double> scale) {
+                                             double softcap, std::optional<double> scale, const OptionalTensor& tiles) {
   const AttentionOptions options{true, window, softcap, scale};
-  check_prefill(q, k, v, cu_seqlens_q, cu_seqlens_k, options);
+  check_prefill(q, k, v, cu_seqlens_q, cu_seqlens_k, options, tiles);
   const Tensor out = at::empty(q.sizes(), q.options());
   const Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(accumulation_type(q.scalar_type())));
-  for (const Block& b : blocks(check_prefill_values(q, k, cu_seqlens_q, cu_seqlens_k), window)) {
+  for (const Block& b : blocks(check_prefill_values(q, k, cu_seqlens_q, cu_seqlens_k), window, tiles.has_value())) {
     const Tensor s = scores(q, k, b, options), block_lse = s.logsumexp(2);
+    const Tensor probs = (s - block_lse.unsqueeze(2)).exp();
     lse.narrow(1, b.row, b.rows).copy_(block_lse);
-    write_output((s - block_lse.unsqueeze(2)).exp(), v, b, out);
+    if (tiles) b.kept(*tiles).copy_(probs);
+    write_output(probs, v, b, out);
   }
   return {out, lse};
 }
 
 Tensor prefill_attend(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens_q,
                       const Tensor& cu_seqlens_k, const OptionalTensor& head_map, int64_t window, double softcap,
-                      std::optional<double> scale) {
+                      std::optional<double> scale, const OptionalTensor& tiles) {
   const AttentionOptions options{true, window, softcap, scale};
-  check_prefill_attend(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, options);
+  check_prefill_attend(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, options, tiles);
   check_head_map_values(head_map, q.size(1));
   const Tensor out = at::empty(q.sizes(), q.options());
-  for (const Block& b : blocks(check_prefill_values(q, k, cu_seqlens_q, cu_seqlens_k), window)) {
-    const Tensor probs = (scores(q, k, b, options) - lse.narrow(1, b.row, b.rows).unsqueeze(2)).exp();
+  for (const Block& b : blocks(check_prefill_values(q, k, cu_seqlens_q, cu_seqlens_k), window, tiles.has_value())) {
+    const Tensor probs = tiles ? b.kept(*tiles).to(accumulation_type(q.scalar_type()))
+                               : (scores(q, k, b, options) - lse.narrow(1, b.row, b.rows).unsqueeze(2)).exp();
     write_output(head_map ? probs.index_select(0, *head_map) : probs, v, b, out);
   }
   return out;

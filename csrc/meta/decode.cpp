@@ -46,15 +46,15 @@ Tensor read_cache(const Tensor& cache, const Tensor& slots) {
 
 std::tuple<Tensor, Tensor> prefill_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                              const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t window,
-                                             double softcap, std::optional<double> scale) {
-  check_prefill(q, k, v, cu_seqlens_q, cu_seqlens_k, {true, window, softcap, scale});
+                                             double softcap, std::optional<double> scale, const OptionalTensor& tiles) {
+  check_prefill(q, k, v, cu_seqlens_q, cu_seqlens_k, {true, window, softcap, scale}, tiles);
   return {filled_by_kernel(q.sym_sizes(), q), in_accumulation_type({q.sym_size(1), q.sym_size(0)}, q)};
 }
 
 Tensor prefill_attend(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens_q,
                       const Tensor& cu_seqlens_k, const OptionalTensor& head_map, int64_t window, double softcap,
-                      std::optional<double> scale) {
-  check_prefill_attend(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, {true, window, softcap, scale});
+                      std::optional<double> scale, const OptionalTensor& tiles) {
+  check_prefill_attend(q, k, lse, v, cu_seqlens_q, cu_seqlens_k, head_map, {true, window, softcap, scale}, tiles);
   return filled_by_kernel(q.sym_sizes(), q);
 }
 

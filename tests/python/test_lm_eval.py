@@ -1,12 +1,13 @@
-"""lm-eval's `hf` loader on a unified directory, on a local task."""
+"""lm-eval's command line on unified directories and a local task, against `uniattn eval`."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
-from support.models import follower, write_base, write_unified, write_word_tokenizer
-from support.oracle import Oracle
-
-lm_eval = pytest.importorskip("lm_eval")
+from safetensors.torch import load_file
+from support.models import FULL, follower, linear, write_base, write_unified, write_word_tokenizer
 
 TASK = """
 task: words
@@ -19,28 +20,44 @@ doc_to_target: " {{{{answer}}}}"
 metric_list: [{{metric: perplexity, aggregation: perplexity, higher_is_better: false}}]
 """
 SAMPLES = [([5, 6, 7, 8], [9, 10]), ([5, 16, 7, 8, 3], [19, 10, 44]), ([55, 7], [4, 8])]
+PLANS = {
+    "share_probs": [FULL, follower(0, rank=None, head_map=[3, 0, 0, 2]), FULL, follower(2, rank=5)],
+    "others": [FULL, follower(0, "share_kv"), linear(4), {"mode": "skip"}],
+}
 
 
-def test_log_likelihoods(tmp_path):
-    write_word_tokenizer(tmp_path / "tokenizer")
-    plan = [{"mode": "full"}, follower(0, rank=None, head_map=[3, 0, 0, 2]), {"mode": "full"}, follower(2, rank=5)]
-    path = write_unified(tmp_path / "unified", write_base(tmp_path / "base"), plan, tokenizer=tmp_path / "tokenizer")
+def by_lm_eval(model, tokenizer, folder):
+    """Log-likelihoods of the answers, in the order of SAMPLES."""
     words = lambda ids: " ".join(f"w{i}" for i in ids)
-    data = tmp_path / "data.jsonl"
+    data, tasks, results = folder / "data.jsonl", folder / "tasks", folder / "results"
     data.write_text("".join(json.dumps({"question": words(q), "answer": words(a)}) + "\n" for q, a in SAMPLES))
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "words.yaml").write_text(TASK.format(data=data))
-    tasks = pytest.importorskip("lm_eval.tasks").TaskManager(
-        include_path=str(tmp_path / "tasks"), include_defaults=False
-    )
-    results = lm_eval.simple_evaluate(
-        model="hf", model_args=f"pretrained={path},trust_remote_code=True,dtype=float32", device="cpu",
-        tasks=["words"], task_manager=tasks, batch_size=2, bootstrap_iters=0, log_samples=True,
-    )  # fmt: skip
-    found = [sample["resps"][0][0][0] for sample in results["samples"]["words"]]
-    assert found == pytest.approx([log_likelihood(Oracle(path), *sample) for sample in SAMPLES], abs=1e-4)
+    tasks.mkdir()
+    (tasks / "words.yaml").write_text(TASK.format(data=data))
+    command = [
+        "run", "--model", "hf", "--model_args", f"pretrained={model},tokenizer={tokenizer},trust_remote_code=True,dtype=float32",
+        "--device", "cpu", "--batch_size", "2", "--tasks", "words", "--include_path", tasks, "--output_path", results, "--log_samples",
+    ]  # fmt: skip
+    environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "datasets"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-m", "lm_eval", *command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (samples,) = results.rglob("samples_words_*.jsonl")
+    lines = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda line: line["doc_id"])
+    return [float(line["resps"][0][0][0]) for line in lines]
 
 
-def log_likelihood(oracle, context, answer):
-    logprobs = oracle.logits(context + answer).log_softmax(-1)
-    return sum(logprobs[len(context) - 1 + i, token].item() for i, token in enumerate(answer))
+def by_uniattn(run_uniattn, model, folder):
+    ids, logits = folder / "data.ids", folder / "logits.safetensors"
+    ids.write_text("".join(" ".join(map(str, q + a)) + "\n" for q, a in SAMPLES))
+    run_uniattn("eval", "--model", model, "--ids", ids, "--logits", logits)
+    sizes = [len(q + a) for q, a in SAMPLES]
+    logprobs = load_file(logits)["logits"].log_softmax(-1).split(sizes)
+    return [sum(rows[len(q) - 1 + i, token].item() for i, token in enumerate(a)) for rows, (q, a) in zip(logprobs, SAMPLES)]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_log_likelihoods(run_uniattn, tmp_path, plan):
+    pytest.importorskip("lm_eval")
+    tokenizer = tmp_path / "tokenizer"
+    write_word_tokenizer(tokenizer)
+    model = write_unified(tmp_path / "model", write_base(tmp_path / "base"), PLANS[plan])
+    assert by_lm_eval(model, tokenizer, tmp_path) == pytest.approx(by_uniattn(run_uniattn, model, tmp_path), abs=1e-4)

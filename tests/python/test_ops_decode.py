@@ -148,6 +148,23 @@ def test_prefill_equals_the_formula(mask, dtype, head_dim, kv_heads, value_heads
     following = ops.prefill_attend(q[last], k, lse, v, cu_q, cu_k, head_map, **mask)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close([out, following], [x[last] for x in expected], rtol=tolerance, atol=tolerance)
+    tiles = torch.full((heads, 194 * (sum(keys) + 128)), float("nan"), dtype=dtype)
+    kept = ops.prefill_attention(q[last], k, own, cu_q, cu_k, tiles=tiles, **mask)
+    torch.testing.assert_close(kept, (out, lse), rtol=tolerance, atol=tolerance)
+    nothing = torch.full_like(q[last], float("nan"))
+    read = ops.prefill_attend(nothing, k, lse, v, cu_q, cu_k, head_map, tiles=tiles, **mask)
+    torch.testing.assert_close(read, following, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("head_dim", [32, 48])
+def test_prefill_with_kept_tiles_has_the_same_bits(head_dim):
+    """Rounded to bfloat16 as an operand, P is the same whether it was kept or rebuilt."""
+    cu_k, cu_q = (torch.tensor(x, dtype=torch.int32) for x in ([0, 200, 300], [0, 40, 140]))
+    q, (k, v) = draw((140, 4, head_dim), torch.bfloat16), (draw((300, 2, head_dim), torch.bfloat16, i) for i in (1, 2))
+    tiles = torch.empty(4, 140 * (300 + 128), dtype=torch.bfloat16)
+    lse = ops.prefill_attention(q, k, v, cu_q, cu_k, window=70, tiles=tiles)[1]
+    rebuilt = ops.prefill_attend(q, k, lse, v, cu_q, cu_k, window=70)
+    assert torch.equal(ops.prefill_attend(q, k, lse, v, cu_q, cu_k, window=70, tiles=tiles), rebuilt)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -189,6 +206,9 @@ def test_errors_name_the_argument():
         bounds = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([0, 2], dtype=torch.int32)
         q = draw((3, 4, 16), torch.float32)
         ops.prefill_attention(q, q[:2], q[:2], *bounds)
+    for shape, dtype in (((4, 10), torch.float32), ((3, 3 * 131), torch.float32), ((4, 3 * 131), torch.float64)):
+        with pytest.raises(ValueError, match="tiles"):
+            ops.prefill_attention(q, q, q, bounds[0], bounds[0], tiles=torch.empty(shape, dtype=dtype))
 
 
 def test_opcheck():
@@ -206,6 +226,9 @@ def test_opcheck():
     lse = ops.prefill_attention(q, k, k, *bounds)[1]
     torch.library.opcheck(ops.prefill_attention.default, (q, k, k, *bounds))
     torch.library.opcheck(ops.prefill_attend.default, (q, k, lse, k, *bounds, torch.arange(4)))
+    tiles = torch.zeros(4, 1000)
+    torch.library.opcheck(ops.prefill_attention.default, (q, k, k, *bounds), {"tiles": tiles})
+    torch.library.opcheck(ops.prefill_attend.default, (q, k, lse, k, *bounds), {"tiles": tiles})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

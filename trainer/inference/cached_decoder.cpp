@@ -34,6 +34,7 @@ CachedDecoder::CachedDecoder(const Decoder& model)
     });
     roles_.push_back({plan.leader >= 0 ? plan.leader : i, attention_options(model.config, model.plan.mask_layer(i)),
                       head_map_tensor(plan.head_map, model.embedding.device()), lends, model.plan.last_follower_of(i)});
+    if (cache_.values(i).defined()) last_cached_ = i;
   }
 }
 
@@ -55,6 +56,17 @@ at::Tensor CachedDecoder::decode_layer(int64_t layer, const Projections& own, co
   return result.out;
 }
 
+std::optional<at::Tensor> CachedDecoder::take_tiles(const at::Tensor& q, const at::Tensor& k, int64_t window) {
+  const int64_t elements = most_prefill_elements(q.size(0), k.size(0), window);
+  if (q.size(1) * elements * q.element_size() > kProbsBudget) return std::nullopt;
+  at::Tensor tiles;
+  if (!spare_tiles_.empty()) {
+    tiles = std::move(spare_tiles_.back());
+    spare_tiles_.pop_back();
+  }
+  return tiles.defined() && tiles.size(1) >= elements ? tiles : at::empty({q.size(1), elements}, q.options());
+}
+
 at::Tensor CachedDecoder::prefill_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass) {
   const LayerRole& role = roles_[layer];
   const at::Tensor& bounds = pass.sequences.cu_seqlens;
@@ -62,21 +74,38 @@ at::Tensor CachedDecoder::prefill_layer(int64_t layer, const Projections& own, c
   if (!own.q.defined()) {
     const Pass::Leader& leader = pass.leaders.at(role.source);
     out = prefill_attend(leader.q, leader.k, leader.lse, with_past(cache_.values(layer), own.v, layout), bounds,
-                         layout.cu_seqlens_k, role.head_map, role.options);
+                         layout.cu_seqlens_k, role.head_map, role.options, leader.tiles);
   } else if (role.source != layer) {
     const Pass::Leader& leader = pass.leaders.at(role.source);
     out = prefill_attention(own.q, leader.k, leader.v, bounds, layout.cu_seqlens_k, role.options).out;
   } else {
     Pass::Leader state{
-        own.q, with_past(cache_.keys(layer), own.k, layout), with_past(cache_.values(layer), own.v, layout), {}};
-    PrefillResult result = prefill_attention(own.q, state.k, state.v, bounds, layout.cu_seqlens_k, role.options);
+        own.q, with_past(cache_.keys(layer), own.k, layout), with_past(cache_.values(layer), own.v, layout), {}, {}};
+    if (role.lends_probs) state.tiles = take_tiles(own.q, state.k, role.options.window);
+    PrefillResult result =
+        prefill_attention(own.q, state.k, state.v, bounds, layout.cu_seqlens_k, role.options, state.tiles);
     state.lse = std::move(result.lse);
     if (role.last_follower >= 0) pass.leaders[layer] = std::move(state);
     out = std::move(result.out);
   }
   append(layer, own, layout);
-  if (roles_[role.source].last_follower == layer) pass.leaders.erase(role.source);
+  if (roles_[role.source].last_follower == layer) {
+    auto& tiles = pass.leaders.at(role.source).tiles;
+    if (tiles) spare_tiles_.push_back(std::move(*tiles));
+    pass.leaders.erase(role.source);
+  }
   return out;
+}
+
+void CachedDecoder::narrow(Pass& pass, const at::Tensor& last) {
+  Sequences& sequences = pass.sequences;
+  sequences = {at::arange(last.size(0) + 1, sequences.cu_seqlens.options()), sequences.cos.index_select(0, last),
+               sequences.sin.index_select(0, last)};
+  for (auto& [layer, leader] : pass.leaders) {
+    leader.q = leader.q.index_select(0, last);
+    leader.lse = leader.lse.index_select(1, last);
+    leader.tiles.reset();
+  }
 }
 
 // Heads' outputs of the new tokens [tokens, heads, head_dim]; undefined for linear and skip.
@@ -97,7 +126,7 @@ at::Tensor CachedDecoder::read(const std::vector<TokenSpan>& spans) {
   const at::InferenceMode inference;
   const at::Device device = model_.embedding.device();
   std::vector<SequenceSpan> extents;
-  std::vector<int64_t> tokens, positions, last;
+  std::vector<int64_t> tokens, positions, ends;
   std::vector<int32_t> bounds{0};
   bool decoding = true;
   for (const TokenSpan& span : spans) {
@@ -108,7 +137,7 @@ at::Tensor CachedDecoder::read(const std::vector<TokenSpan>& spans) {
     tokens.insert(tokens.end(), span.tokens.begin(), span.tokens.end());
     for (int64_t i = 0; i < count; ++i) positions.push_back(length + i);
     bounds.push_back(bounds.back() + static_cast<int32_t>(count));
-    last.push_back(bounds.back() - 1);
+    ends.push_back(bounds.back() - 1);
   }
   const at::Tensor cu_seqlens = at::tensor(bounds, at::kInt).to(device);
   Pass pass{decoding,
@@ -116,16 +145,25 @@ at::Tensor CachedDecoder::read(const std::vector<TokenSpan>& spans) {
             cache_.begin(extents, decoding),
             {},
             {}};
+  if (decoding) spare_tiles_.clear();
   const ModelConfig& config = model_.config;
+  const at::Tensor last = at::tensor(ends, at::kLong).to(device);
   at::Tensor stream = embed(config, model_.embedding, at::tensor(tokens, at::kLong).to(device));
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const Layer& layer = model_.layers[i];
-    const at::Tensor x = norm(config, stream, layer.input_norm);
-    const at::Tensor heads = attend(i, project(config, layer, x, pass.sequences), pass);
+    at::Tensor x = norm(config, stream, layer.input_norm);
+    Projections own = project(config, layer, x, pass.sequences);
+    if (i == last_cached_ && !decoding) {
+      // No later layer caches anything of the other tokens, and nobody asks what follows them.
+      narrow(pass, last);
+      stream = stream.index_select(0, last), x = x.index_select(0, last);
+      if (own.q.defined()) own.q = own.q.index_select(0, last);
+    }
+    const at::Tensor heads = attend(i, own, pass);
     stream = add_mlp(config, layer, stream + attention_output(config, layer, heads, x));
   }
   cache_.end(extents);
-  return logits(decoding ? stream : stream.index_select(0, at::tensor(last, at::kLong).to(device)));
+  return logits(stream);
 }
 
 }  // namespace uniattn

@@ -37,12 +37,17 @@ class CachedDecoder {
     std::map<int64_t, at::Tensor> rows;  // decoding: P of the leaders
     struct Leader {
       at::Tensor q, k, v, lse;
+      std::optional<at::Tensor> tiles;  // P, where its followers read it
     };
     std::map<int64_t, Leader> leaders;  // prefill
   };
+  // Leaves of the pass only the rows `last`, the newest token of each span.
+  void narrow(Pass& pass, const at::Tensor& last);
   at::Tensor attend(int64_t layer, const Projections& own, Pass& pass);
   at::Tensor prefill_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass);
   at::Tensor decode_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass);
+  // Room for P of queries q over keys k, unless it takes more than kProbsBudget.
+  std::optional<at::Tensor> take_tiles(const at::Tensor& q, const at::Tensor& k, int64_t window);
   void append(int64_t layer, const Projections& own, const CacheLayout& layout);
   at::Tensor logits(const at::Tensor& last) const;
 
@@ -59,6 +64,10 @@ class CachedDecoder {
     int64_t last_follower;
   };
   std::vector<LayerRole> roles_;
+  int64_t last_cached_ = 0;  // the last layer that has a cache, 0 if none has
+  // Tiles that no leader uses. Prefill fills them anew for every superblock: to get so much memory from the system each
+  // time would cost as much as it saves. Decoding, which has no use for them, gives them back.
+  std::vector<at::Tensor> spare_tiles_;
 };
 
 }  // namespace uniattn

@@ -41,16 +41,21 @@ struct PrefillResult {
   at::Tensor lse;  // [heads, tokens] float32
 };
 
+// Elements per head that P of `queries` packed tokens over `keys` takes at most, however they are parted in sequences.
+int64_t most_prefill_elements(int64_t queries, int64_t keys, int64_t window);
+
 // Causal attention of the last tokens of sequences, q [tokens, heads, head_dim], over all their tokens, k and v [keys,
 // kv_heads, head_dim], whose heads may differ in number. Both are packed: cu_seqlens_q and cu_seqlens_k int32
-// [sequences + 1]; no sequence has more queries than keys.
+// [sequences + 1]; no sequence has more queries than keys. `tiles`, contiguous [heads, elements] in the dtype of q,
+// becomes P for followers that read it with the same bounds and options; without, they rebuild P.
 PrefillResult prefill_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                 const at::Tensor& cu_seqlens_q, const at::Tensor& cu_seqlens_k,
-                                const AttentionOptions& options = {});
-// A follower's, with the leader's q, k and lse.
+                                const AttentionOptions& options = {},
+                                const std::optional<at::Tensor>& tiles = std::nullopt);
+// A follower's, with the leader's q, k, lse and tiles.
 at::Tensor prefill_attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& lse, const at::Tensor& v,
                           const at::Tensor& cu_seqlens_q, const at::Tensor& cu_seqlens_k,
                           const std::optional<at::Tensor>& head_map = std::nullopt,
-                          const AttentionOptions& options = {});
+                          const AttentionOptions& options = {}, const std::optional<at::Tensor>& tiles = std::nullopt);
 
 }  // namespace uniattn
