@@ -19,7 +19,7 @@ struct Refit {
 // A map that is no worse than branch.head_map by the held-out error after the refit, on the ranking rows; `branch` is
 // fitted to its map. Candidates are screened (screen_heads), their sums are gathered once, and coordinate descent from
 // branch.head_map and from the best match of every head alone goes on among them. share_probs only. Memory: Gram sums
-// of at most 3 * heads * head_dim + D features.
+// of at most 2 * heads * head_dim + D features.
 HeadMap search_head_map(const ModelConfig& config, const Branch& branch, const Refit& refit, const RowStream& rows,
                         ProcessGroup& group);
 
