@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from uniattn.bench.generation_arms import SHAPES, weight_bytes
 from uniattn.bench.generation_run import make_parser, make_sides, table, write_files
 from uniattn.bench.report import conditions
 
@@ -64,14 +65,16 @@ def measure(sides, batch, context, args):
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
-def rows_of(times, sides, limits, speed, batch, context):
-    bytes_of = lambda name: limits[name].weight_bytes + sides[name].cache_bytes
+def rows_of(times, sides, args, speed, batch, context):
+    element = getattr(torch, args.dtype).itemsize
+    weights = {name: weight_bytes(name, SHAPES[args.shape], element) for name in sides if name != "transformers"}
+    bytes_of = lambda name: weights[name] + sides[name].cache_bytes
     for name, seconds in times.items():
         row = {"arm": name, "batch": batch, "context": context, "ms_per_token": 1e3 * seconds, "tokens_per_s": batch / seconds}
         row["base_ratio"] = times["base"] / seconds
         if name != "transformers":
             row |= {"limit_ms": 1e3 * bytes_of(name) / speed, "base_limit_ratio": bytes_of("base") / bytes_of(name)}
-            row |= {"cache_bytes": sides[name].cache_bytes, "weight_bytes": limits[name].weight_bytes}
+            row |= {"cache_bytes": sides[name].cache_bytes, "weight_bytes": weights[name]}
         if "transformers" in times:
             row["transformers_ratio"] = times["transformers"] / seconds
         yield row
@@ -100,13 +103,13 @@ def main(argv):
     torch.set_num_threads(args.threads)
     rows = []
     with tempfile.TemporaryDirectory(prefix="uniattn-bench-") as work:
-        sides, limits = make_sides(args, max(args.context) + 4096, Path(work))
+        sides = make_sides(args, max(args.context) + 4096, Path(work))
         speed = memory_speed()
         print(f"{args.shape} Llama of random weights, {args.dtype}, {args.threads} threads; memory reads {speed / 1e9:.1f} GB/s\n{conditions()}\n")
         for batch in args.batch:
             for context in args.context:
                 times = measure(sides, batch, context, args)
-                rows += rows_of(times, sides, limits, speed, batch, context)
+                rows += rows_of(times, sides, args, speed, batch, context)
                 print(table([with_cache_mib(row) for row in rows[-len(sides) :]], TABLE), flush=True)
     write_files(args, rows, COLUMNS, plot)
 

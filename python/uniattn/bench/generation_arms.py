@@ -2,7 +2,6 @@
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -77,28 +76,26 @@ def write_arm(folder: Path, base: Path, arm: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
-@dataclass
-class Limits:
-    """What one pass must at least move and compute: weights, cache, and the products of both."""
+def layer_weights(entry: dict, config: dict) -> dict[str, int]:
+    """Elements of the weights that a layer under a plan multiplies with, by what they are for."""
+    d = config["hidden_size"]
+    kv = config["num_key_value_heads"] * d // config["num_attention_heads"]
+    sizes = {"q": d * d, "k": kv * d, "v": kv * d, "o": d * d}
+    used = {"full": "qkvo", "share_probs": "vo", "share_kv": "qo", "linear": "", "skip": ""}[entry["mode"]]
+    rank = entry.get("compensation_rank", 0)
+    compensation = d * d if rank is None else 2 * rank * d
+    return {name: sizes[name] for name in used} | {"compensation": compensation, "mlp": 3 * d * config["intermediate_size"]}
 
-    weight_bytes: int  # read once, whatever the batch; the embedding is looked up, the head read
-    parameters: int  # that a token is multiplied with
 
-    @classmethod
-    def of(cls, folder: Path, element: int) -> "Limits":
-        config = json.loads((folder / "config.json").read_text())
-        d, ff, n = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-        head = config["hidden_size"] // config["num_attention_heads"]
-        kv = config["num_key_value_heads"] * head
-        plan = config.get("uniattn", {"layers": [{"mode": "full"}] * n})["layers"]
-        used = {"full": d * d + 2 * kv * d + d * d, "share_probs": kv * d + d * d, "share_kv": 2 * d * d, "linear": 0, "skip": 0}
-        total = config["vocab_size"] * d
-        for entry in plan:
-            total += 3 * d * ff + used[entry["mode"]]
-            if "compensation_rank" in entry:
-                rank = entry["compensation_rank"]
-                total += d * d if rank is None else 2 * rank * d
-        return cls(total * element, total)
+def layers_of(arm: str, config: dict) -> list[dict]:
+    layers = config["num_hidden_layers"]
+    return [{"mode": "full"}] * layers if arm == "base" else plan_of(arm, layers, config["hidden_size"])
+
+
+def weight_bytes(arm: str, config: dict, element: int) -> int:
+    """What one pass must at least read, whatever the batch: the embedding is looked up, the head read."""
+    layers = sum(sum(layer_weights(entry, config).values()) for entry in layers_of(arm, config))
+    return element * (layers + config["vocab_size"] * config["hidden_size"])
 
 
 class Ours:

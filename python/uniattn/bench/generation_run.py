@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from uniattn.bench.generation_arms import ARMS, SHAPES, Limits, Ours, Transformers, write_arm, write_base
+from uniattn.bench.generation_arms import ARMS, SHAPES, Ours, Transformers, write_arm, write_base
 from uniattn.bench.report import markdown, write_csv
 
 
@@ -25,19 +25,17 @@ def make_parser(name: str, description: str, arms: list[str], batch: list[int]) 
     return parser
 
 
-def make_sides(args: argparse.Namespace, positions: int, work: Path) -> tuple[dict, dict[str, Limits]]:
-    """The models under `work`, loaded: what takes turns, the base first, and what each of ours must move."""
+def make_sides(args: argparse.Namespace, positions: int, work: Path) -> dict:
+    """The models under `work`, loaded: what takes turns, the base first."""
     arms = list(dict.fromkeys(["base", *args.arms]))
     folders = {arm: work / arm for arm in arms}
     write_base(folders["base"], args.shape, getattr(torch, args.dtype), positions)
     for arm in arms[1:]:
         write_arm(folders[arm], folders["base"], arm)
-    element = getattr(torch, args.dtype).itemsize
-    limits = {arm: Limits.of(folder, element) for arm, folder in folders.items()}
     sides = {arm: Ours(folder, args.dtype) for arm, folder in folders.items()}
     if not args.no_transformers:
         sides["transformers"] = Transformers(folders["base"], args.dtype, args.compile)
-    return sides, limits
+    return sides
 
 
 def table(rows: list[dict], columns: dict[str, tuple[str, str]]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from uniattn.bench.generation_arms import SHAPES, plan_of
+from uniattn.bench.generation_arms import SHAPES, layer_weights, layers_of
 from uniattn.bench.generation_run import make_parser, make_sides, table, write_files
 from uniattn.bench.report import conditions
 
@@ -37,14 +37,19 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def flops(arm, shape, limits, batch, prompt):
-    """Products with the weights, the head's for the last token alone, and causal attention: Q K and P V."""
+def flops(arm, shape, batch, prompt):
+    """Products with the weights, and causal attention: Q K and P V. From the last layer that has a cache on, all but its
+    keys and values is needed for the last token alone, whose share is left out."""
     config = SHAPES[shape]
-    d, layers = config["hidden_size"], config["num_hidden_layers"]
-    plan = plan_of(arm, layers, d) if arm != "base" else [{"mode": "full"}] * layers
-    attending = sum(2 if entry["mode"] in ("full", "share_kv", "share_probs") else 0 for entry in plan)
-    per_token = 2 * (limits.parameters - config["vocab_size"] * d)
-    return batch * (prompt * per_token + attending * d * prompt**2)
+    plan = layers_of(arm, config)
+    last = max(i for i, entry in enumerate(plan) if entry["mode"] in ("full", "share_probs"))
+    attended = {"full": 2, "share_kv": 2, "share_probs": 1, "linear": 0, "skip": 0}  # products of d · prompt² FLOPs
+    total = 0
+    for entry in plan[:last]:
+        total += 2 * prompt * sum(layer_weights(entry, config).values())
+        total += attended[entry["mode"]] * config["hidden_size"] * prompt**2
+    cached = layer_weights(plan[last], config)
+    return batch * (total + 2 * prompt * (cached.get("k", 0) + cached["v"]))
 
 
 def measure(sides, batch, prompt, args):
@@ -62,8 +67,8 @@ def measure(sides, batch, prompt, args):
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
-def rows_of(times, sides, limits, args, batch, prompt):
-    work = {arm: flops(arm, args.shape, limits[arm], batch, prompt) for arm in limits}
+def rows_of(times, sides, args, batch, prompt):
+    work = {arm: flops(arm, args.shape, batch, prompt) for arm in sides if arm != "transformers"}
     for name, seconds in times.items():
         row = {"arm": name, "batch": batch, "prompt": prompt, "seconds": seconds, "tokens_per_s": batch * prompt / seconds}
         row |= {"base_ratio": times["base"] / seconds, "gflops": work.get(name, work["base"]) / seconds / 1e9}
@@ -91,11 +96,11 @@ def main(argv):
     torch.set_num_threads(args.threads)
     rows = []
     with tempfile.TemporaryDirectory(prefix="uniattn-bench-") as work:
-        sides, limits = make_sides(args, max(args.prompt), Path(work))
+        sides = make_sides(args, max(args.prompt), Path(work))
         print(f"{args.shape} Llama of random weights, {args.dtype}, {args.threads} threads, chunks of {args.chunk}\n{conditions()}\n")
         for batch in args.batch:
             for prompt in args.prompt:
-                rows += rows_of(measure(sides, batch, prompt, args), sides, limits, args, batch, prompt)
+                rows += rows_of(measure(sides, batch, prompt, args), sides, args, batch, prompt)
                 print(table(rows[-len(sides) :], TABLE), flush=True)
     print(f"Peak memory of this process, all sides together: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     write_files(args, rows, COLUMNS, plot)
