@@ -83,7 +83,9 @@ TEST_CASE("the value fit finds the values that made the target", "[calibration]"
     branch.v = at::randn({12, 24}) / 5;
     branch.compensation = at::Tensor();
     const double before = rows.held_out_error(branch);
-    for (int i = 0; i < 12; ++i) branch.v = fit_value(branch, compensation, rows.stream(), group());
+    const RowStream stream = rows.stream();
+    ValueFit values(config().head_dim, stream, group());
+    for (int i = 0; i < 12; ++i) branch.v = values.fit(branch, compensation);
     if (compensation) branch.compensation = truth.compensation;
     CHECK(rows.held_out_error(branch) < 1e-3 * before);
   }
@@ -95,16 +97,14 @@ TEST_CASE("the search finds the head map that made the target", "[calibration]")
   const Rows rows(truth, 0.1);
   Branch branch = truth;
   branch.head_map = {};
-  const auto maps =
-      search_head_maps(config(), branch, {.output = false, .compensation = false}, rows.stream(), group());
-  CHECK(std::find(maps.begin(), maps.end(), truth.head_map) != maps.end());
+  const RowStream stream = rows.stream();
+  CHECK(search_head_map(config(), branch, {.output = false, .compensation = false}, stream, group()) == truth.head_map);
   // With W_o refitted, the order inside a KV group is free.
-  const auto refitted = search_head_maps(config(), branch, {}, rows.stream(), group());
-  REQUIRE(!refitted.empty());
-  std::vector<int64_t> map = refitted.front();
+  HeadMap map = search_head_map(config(), branch, {}, stream, group());
+  REQUIRE(map.size() == 4);
   std::sort(map.begin(), map.begin() + 2);
   std::sort(map.begin() + 2, map.end());
-  CHECK(map == std::vector<int64_t>{0, 2, 1, 3});
+  CHECK(map == HeadMap{0, 2, 1, 3});
 }
 
 TEST_CASE("what is fitted is never worse on held-out rows than what was there", "[calibration]") {

@@ -50,6 +50,22 @@ TEST_CASE("the solution does not depend on how rows are split", "[calibration]")
   CHECK(relative(solve_ridge(parts, parts, {9}, 1e-6).w, solve_ridge(whole, whole, {9}, 1e-6).w) < 1e-10);
 }
 
+TEST_CASE("sums tell what a solution leaves, and of some features alone", "[calibration]") {
+  const at::Tensor f = at::randn({400, 300}, at::kDouble), y = at::randn({400, 5}, at::kDouble);
+  const at::Tensor w = at::randn({300, 5}, at::kDouble);
+  const Gram gram = gram_of(f, y, 150);  // more features than one panel of the sums
+  CHECK(relative(gram.ff, at::mm(f.t(), f)) < 1e-12);
+  const Gram left = gram.residual(w), expected = gram_of(f, y - at::mm(f, w), 400);
+  CHECK(relative(left.fy, expected.fy) < 1e-12);
+  CHECK(std::abs(left.yy - expected.yy) < 1e-12 * expected.yy);
+  const Gram part = gram.block(290, 10), alone = gram_of(f.narrow(1, 290, 10), y, 400);
+  CHECK(relative(part.ff, alone.ff) < 1e-12);
+  CHECK(relative(part.fy, alone.fy) < 1e-12);
+  Gram narrow(300, 5);
+  narrow.add(f, y, at::kFloat);
+  CHECK(relative(narrow.ff, gram.ff) < 1e-5);
+}
+
 TEST_CASE("the ridge is chosen on held-out rows", "[calibration]") {
   // Few noisy rows: a strong ridge generalises better. Many: a weak one.
   const at::Tensor truth = at::randn({20, 4}, at::kDouble);

@@ -108,6 +108,20 @@ def test_every_mode_is_calibrated(run_uniattn, project, mode):
     check_calibrated(run_uniattn, project, {"layers": MODES[mode]})
 
 
+def test_fewer_kv_heads_have_their_values_fitted(run_uniattn, project):
+    """A layer with fewer key/value heads keeps its own attention: the merged W_v is refitted along with W_o."""
+    write_ids(project.train, random_documents(80, 60, seed=8))
+    plan, left = {"layers": [{"layer": 1, "mode": "full", "num_kv_heads": 1}]}, {}
+    for fit in (["output"], ["value", "output"]):
+        calibration = {"data": [{"path": str(project.train), "format": "ids"}], "samples": 0, "fit": fit}
+        config, run = project.config("-".join(fit), plan=plan, calibration=calibration, stages=None)
+        (layer,) = run_uniattn("calibrate", config)["layers"]
+        left[len(fit)] = layer["held_out_residual"]["after"]
+        weights = load_file(run / "calibration" / "weights.safetensors")
+        assert {name.split(".")[-2] for name in weights} == {{"value": "v_proj", "output": "o_proj"}[name] for name in fit}
+    assert left[2] < left[1]
+
+
 def test_gemma2_is_calibrated(run_uniattn, tmp_path):
     """Norms behind attention, soft-caps, interleaved superblocks of sliding and of global layers."""
     project = Project(tmp_path, write_base(tmp_path / "base", vocab_size=VOCAB, **GEMMA2))

@@ -2,25 +2,36 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "uniattn/ops.h"
 
 namespace uniattn {
+namespace {
+
+constexpr int64_t kPanel = 256;
+
+// A B^T, in float64 on the CPU.
+at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
+  return (a.scalar_type() == at::kDouble ? at::mm(a, b.t()) : uniattn::linear(a, b)).to(at::kCPU, at::kDouble);
+}
+
+}  // namespace
 
 Gram::Gram(int64_t features, int64_t targets)
     : ff(at::zeros({features, features}, at::kDouble)), fy(at::zeros({features, targets}, at::kDouble)) {}
 
-void Gram::add(const at::Tensor& f, const at::Tensor& y) {
-  const at::Tensor wide_f = f.to(at::kCPU, at::kDouble), wide_y = y.to(at::kCPU, at::kDouble);
-  ff.addmm_(wide_f.t(), wide_f);
-  fy.addmm_(wide_f.t(), wide_y);
-  yy += wide_y.square().sum().item<double>();
-}
-
-void Gram::add_in_float32(const at::Tensor& f, const at::Tensor& y) {
-  const at::Tensor columns = f.t().contiguous();
-  ff += uniattn::linear(columns, columns).to(at::kCPU, at::kDouble);
-  fy += uniattn::linear(columns, y.t().contiguous()).to(at::kCPU, at::kDouble);
-  yy += y.square().sum(at::kDouble).item<double>();
+void Gram::add(const at::Tensor& f, const at::Tensor& y, at::ScalarType precision) {
+  const at::Tensor features = f.to(precision).t().contiguous(), targets = y.to(precision).t().contiguous();
+  // F^T F is symmetric: each panel of columns from its diagonal down, the rest mirrored.
+  for (int64_t begin = 0; begin < ff.size(0); begin += kPanel) {
+    const int64_t width = std::min(kPanel, ff.size(0) - begin), below = begin + width, rest = ff.size(0) - below;
+    at::Tensor panel = ff.narrow(0, begin, width + rest).narrow(1, begin, width);
+    panel += product(features.narrow(0, begin, width + rest), features.narrow(0, begin, width));
+    ff.narrow(0, begin, width).narrow(1, below, rest).copy_(panel.narrow(0, width, rest).t());
+  }
+  fy += product(features, targets);
+  yy += targets.square().sum(at::kDouble).item<double>();
 }
 
 void Gram::all_reduce(ProcessGroup& group) {
@@ -31,6 +42,21 @@ void Gram::all_reduce(ProcessGroup& group) {
 
 double Gram::error(const at::Tensor& w) const {
   return yy - 2 * (w * fy).sum().item<double>() + (w * at::mm(ff, w)).sum().item<double>();
+}
+
+Gram Gram::residual(const at::Tensor& w) const {
+  Gram result = *this;
+  result.fy = fy - at::mm(ff, w);
+  result.yy = error(w);
+  return result;
+}
+
+Gram Gram::block(int64_t begin, int64_t count) const {
+  Gram result(0, fy.size(1));
+  result.ff = ff.narrow(0, begin, count).narrow(1, begin, count);
+  result.fy = fy.narrow(0, begin, count);
+  result.yy = yy;
+  return result;
 }
 
 }  // namespace uniattn

@@ -10,14 +10,18 @@ class Gram {
  public:
   Gram(int64_t features, int64_t targets);
 
-  // Adds rows: f [rows, features], y [rows, targets], any floating dtype.
-  void add(const at::Tensor& f, const at::Tensor& y);
-  // The same with products in float32: several times faster, and good enough to compare candidates by.
-  void add_in_float32(const at::Tensor& f, const at::Tensor& y);
+  // Adds rows: f [rows, features], y [rows, targets], any floating dtype. Products are taken in `precision`: float32 is
+  // several times faster, and good enough to compare candidates by.
+  void add(const at::Tensor& f, const at::Tensor& y, at::ScalarType precision = at::kDouble);
   void all_reduce(ProcessGroup& group);
 
   // ||Y - F W||^2 for w [features, targets] float64.
   double error(const at::Tensor& w) const;
+
+  // The same features against what F W leaves of Y.
+  Gram residual(const at::Tensor& w) const;
+  // The problem of `count` consecutive features alone.
+  Gram block(int64_t begin, int64_t count) const;
 
   at::Tensor ff;  // [features, features]
   at::Tensor fy;  // [features, targets]

@@ -2,46 +2,103 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <limits>
 #include <numeric>
 
+#include "calibration/branch_sums.h"
+#include "calibration/head_screen.h"
 #include "calibration/ridge.h"
 #include "support/error.h"
 
 namespace uniattn {
 namespace {
 
-constexpr int kDescents = 4;
+constexpr int kSweeps = 2;
 
-using Map = std::vector<int64_t>;
+at::Tensor pick(const at::Tensor& m, const at::Tensor& rows, const at::Tensor& columns) {
+  return m.index_select(0, rows).index_select(1, columns);
+}
 
-// Sums over rows of what one KV group may read, [P_0 V_g .. P_H-1 V_g], against the target, after everything outside
-// the group has been projected out (by the coefficients that fit the fitted rows).
-struct GroupSums {
-  at::Tensor zz, zy;            // fitted: [heads * head_dim, heads * head_dim], [heads * head_dim, D]
-  at::Tensor held_zz, held_zy;  // held out
-  double ridge_unit = 0;        // mean diagonal of zz before projecting
-};
+// What is left of the features `inside` and of the target when `b` [outside, inside + targets] times the features
+// `outside` is taken from them.
+Gram without(const Gram& sums, const at::Tensor& outside, const at::Tensor& inside, const at::Tensor& b) {
+  const at::Tensor bz = b.narrow(1, 0, inside.size(0)), by = b.narrow(1, inside.size(0), sums.fy.size(1));
+  const at::Tensor oz = pick(sums.ff, outside, inside), oy = sums.fy.index_select(0, outside);
+  const at::Tensor cross = at::mm(bz.t(), oz), square = at::mm(bz.t(), pick(sums.ff, outside, outside));
+  Gram left(0, 0);
+  left.ff = pick(sums.ff, inside, inside) - cross - cross.t() + at::mm(square, bz);
+  left.fy = sums.fy.index_select(0, inside) - at::mm(oz.t(), by) - at::mm(bz.t(), oy) + at::mm(square, by);
+  return left;
+}
 
-class HeadMapSearch {
+// The same where `b` solves the ridge problem of the features outside: what is left is the ridge problem of those
+// inside, with their own ridge still to be added.
+Gram eliminated(const Gram& sums, const at::Tensor& outside, const at::Tensor& inside, const at::Tensor& b) {
+  const at::Tensor zo = pick(sums.ff, inside, outside);
+  Gram left(0, 0);
+  left.ff = pick(sums.ff, inside, inside) - at::mm(zo, b.narrow(1, 0, inside.size(0)));
+  left.fy = sums.fy.index_select(0, inside) - at::mm(zo, b.narrow(1, inside.size(0), sums.fy.size(1)));
+  return left;
+}
+
+// Both, with the outside features' least squares on the fitted rows under `ridge` times `unit`.
+SplitGram project_out(const SplitGram& sums, const at::Tensor& outside, const at::Tensor& inside, double unit,
+                      double ridge) {
+  const Gram& fitted = sums.fitted;
+  const at::Tensor oo = pick(fitted.ff, outside, outside);
+  const at::Tensor b =
+      solve_regularised(oo, at::cat({pick(fitted.ff, outside, inside), fitted.fy.index_select(0, outside)}, 1),
+                        at::full({outside.size(0)}, unit, at::kDouble), ridge);
+  if (!b.defined()) fail("activations are not finite");
+  return {eliminated(fitted, outside, inside, b), without(sums.held_out, outside, inside, b)};
+}
+
+double mean_diagonal(const at::Tensor& ff) {
+  const double mean = ff.numel() > 0 ? ff.diagonal().mean().item<double>() : 0;
+  return mean > 0 ? mean : 1.0;
+}
+
+// Coordinate descent over the maps that screened candidates allow, on sums that hold all of them.
+class MapSearch {
  public:
-  HeadMapSearch(const ModelConfig& config, const Branch& branch, const Refit& refit, const RowStream& rows,
-                ProcessGroup& group)
+  MapSearch(const ModelConfig& config, const Branch& branch, const Refit& refit, std::vector<HeadMap> candidates)
       : branch_(branch),
         refit_(refit),
-        rows_(rows),
-        group_(group),
+        candidates_(std::move(candidates)),
         heads_(config.num_heads),
-        kv_heads_(branch.v.size(0) / config.head_dim),
-        head_dim_(config.head_dim) {}
+        head_dim_(config.head_dim),
+        groups_(static_cast<int64_t>(candidates_.size())),
+        per_group_(heads_ / groups_),
+        rounds_(static_cast<int64_t>(candidates_.front().size()) / per_group_) {}
+
+  // Sums of every candidate's output and x, from which x is then projected out.
+  void gather(const RowStream& rows, ProcessGroup& group) {
+    const int64_t width = rounds_ * heads_ * head_dim_, targets = branch_.o.size(0);
+    const int64_t inputs = refit_.compensation ? targets : 0;
+    sums_ = {Gram(width + inputs, targets), Gram(width + inputs, targets)};
+    rows({.ranking = true}, [&](const FitRows& some) {
+      std::vector<at::Tensor> features;
+      for (int64_t round = 0; round < rounds_; ++round)
+        features.push_back(branch_heads(some, branch_.v, map_of_round(round)));
+      if (refit_.compensation) features.push_back(some.x);
+      (some.held_out ? sums_.held_out : sums_.fitted).add(scaled(some, at::cat(features, 1)), some.target, at::kFloat);
+    });
+    for (Gram* sums : {&sums_.fitted, &sums_.held_out}) sums->all_reduce(group);
+    const at::Tensor all = at::arange(width + inputs, at::kLong);
+    unit_ = mean_diagonal(sums_.fitted.block(0, width).ff);
+    if (inputs > 0)
+      sums_ = project_out(sums_, all.narrow(0, width, inputs), all.narrow(0, 0, width),
+                          mean_diagonal(sums_.fitted.block(width, inputs).ff), refit_.ridge);
+  }
 
   // Descends from `map`. With `matches`, also notes the best leader head of every head while the others stay.
-  Map descend(Map map, Map* matches) {
-    for (int sweep = 0; sweep < kDescents; ++sweep) {
-      const Map before = map;
-      for (int64_t g = 0; g < kv_heads_; ++g) {
-        const GroupSums sums = gather(map, g);
-        if (matches && sweep == 0) note_matches(sums, before, g, *matches);
+  HeadMap descend(HeadMap map, HeadMap* matches) const {
+    for (int sweep = 0; sweep < kSweeps; ++sweep) {
+      const HeadMap before = map;
+      for (int64_t g = 0; g < groups_; ++g) {
+        const SplitGram sums = without_others(map, g);
+        if (matches && sweep == 0) note_matches(sums, g, before, *matches);
         improve(sums, g, map);
       }
       if (map == before) break;
@@ -49,94 +106,92 @@ class HeadMapSearch {
     return map;
   }
 
- private:
-  int64_t per_group() const { return heads_ / kv_heads_; }
-
-  // Columns of [heads, x] outside group g that are refitted with it.
-  std::vector<int64_t> outside_blocks() const {
-    std::vector<int64_t> blocks;
-    if (refit_.output) blocks.push_back((heads_ - per_group()) * head_dim_);
-    if (refit_.compensation) blocks.push_back(branch_.v.size(1));
-    return blocks;
-  }
-
-  at::Tensor without_group(const at::Tensor& heads, int64_t g) const {
-    const int64_t width = per_group() * head_dim_, begin = g * width;
-    return at::cat({heads.narrow(1, 0, begin), heads.narrow(1, begin + width, heads.size(1) - begin - width)}, 1);
-  }
-
-  GroupSums gather(const Map& map, int64_t g) {
-    const std::vector<int64_t> blocks = outside_blocks();
-    const int64_t outside = std::accumulate(blocks.begin(), blocks.end(), int64_t{0});
-    const int64_t candidates = heads_ * head_dim_;
-    Gram fitted(outside + candidates, branch_.v.size(1)), held_out(outside + candidates, branch_.v.size(1));
-    rows_({.ranking = true}, [&](const FitRows& rows) {
-      const at::Tensor own_v = branch_.v.narrow(0, g * head_dim_, head_dim_).repeat({kv_heads_, 1});
-      const at::Tensor heads = without_group(branch_heads(rows, branch_.v, map), g);
-      at::Tensor y = rows.target;
-      std::vector<at::Tensor> features;
-      if (refit_.output)
-        features.push_back(heads);
-      else
-        y = y - scaled(rows, at::mm(heads, without_group(branch_.o, g).t()));
-      if (refit_.compensation) features.push_back(rows.x);
-      features.push_back(branch_heads(rows, own_v, {}));
-      (rows.held_out ? held_out : fitted).add_in_float32(scaled(rows, at::cat(features, 1)), y);
-    });
-    fitted.all_reduce(group_);
-    held_out.all_reduce(group_);
-    return project(fitted, held_out, blocks, outside);
-  }
-
-  GroupSums project(const Gram& fitted, const Gram& held, const std::vector<int64_t>& blocks, int64_t outside) const {
-    const int64_t candidates = fitted.ff.size(0) - outside;
-    auto zz = [&](const Gram& gram) { return gram.ff.narrow(0, outside, candidates).narrow(1, outside, candidates); };
-    auto zy = [&](const Gram& gram) { return gram.fy.narrow(0, outside, candidates); };
-    GroupSums sums{zz(fitted), zy(fitted), zz(held), zy(held), zz(fitted).diagonal().mean().item<double>()};
-    if (outside == 0) return sums;
-    auto oo = [&](const Gram& gram) { return gram.ff.narrow(0, 0, outside).narrow(1, 0, outside); };
-    auto oz = [&](const Gram& gram) { return gram.ff.narrow(0, 0, outside).narrow(1, outside, candidates); };
-    auto oy = [&](const Gram& gram) { return gram.fy.narrow(0, 0, outside); };
-    const at::Tensor b = solve_regularised(oo(fitted), at::cat({oz(fitted), oy(fitted)}, 1),
-                                           ridge_diagonal(oo(fitted), blocks), refit_.ridge);
-    if (!b.defined()) fail("activations are not finite");
-    const at::Tensor bz = b.narrow(1, 0, candidates), by = b.narrow(1, candidates, b.size(1) - candidates);
-    sums.zz = sums.zz - at::mm(oz(fitted).t(), bz);
-    sums.zy = sums.zy - at::mm(oz(fitted).t(), by);
-    const at::Tensor cross = at::mm(bz.t(), oz(held)), square = at::mm(bz.t(), oo(held));
-    sums.held_zz = sums.held_zz - cross - cross.t() + at::mm(square, bz);
-    sums.held_zy = sums.held_zy - at::mm(oz(held).t(), by) - at::mm(bz.t(), oy(held)) + at::mm(square, by);
-    return sums;
-  }
-
-  // Held-out error, up to a constant, when the heads of group g read the leader heads `choice`.
-  double error(const GroupSums& sums, int64_t g, const Map& choice) const {
+  // Held-out error of a map, up to a constant.
+  double error(const HeadMap& map) const {
     std::vector<int64_t> columns;
-    for (const int64_t leader : choice)
-      for (int64_t d = 0; d < head_dim_; ++d) columns.push_back(leader * head_dim_ + d);
-    const at::Tensor index = at::tensor(columns, at::kLong);
-    auto pick = [&](const at::Tensor& m) { return m.index_select(0, index).index_select(1, index); };
+    for (int64_t g = 0; g < groups_; ++g)
+      for (const int64_t column : columns_of(g, choice_of(map, g))) columns.push_back(column);
+    return error(sums_, at::tensor(columns, at::kLong), branch_.o);
+  }
+
+ private:
+  // Candidates of all groups, as many as there are query heads.
+  HeadMap map_of_round(int64_t round) const {
+    HeadMap map;
+    for (const HeadMap& candidates : candidates_)
+      map.insert(map.end(), candidates.begin() + round * per_group_, candidates.begin() + (round + 1) * per_group_);
+    return map;
+  }
+
+  // Where the sums hold the outputs of group g under these leader heads.
+  std::vector<int64_t> columns_of(int64_t g, const HeadMap& choice) const {
+    std::vector<int64_t> columns;
+    for (const int64_t leader : choice) {
+      const HeadMap& known = candidates_[g];
+      const int64_t index = std::find(known.begin(), known.end(), leader) - known.begin();
+      const int64_t head = index / per_group_ * heads_ + g * per_group_ + index % per_group_;
+      for (int64_t d = 0; d < head_dim_; ++d) columns.push_back(head * head_dim_ + d);
+    }
+    return columns;
+  }
+
+  HeadMap choice_of(const HeadMap& map, int64_t g) const {
+    return {map.begin() + g * per_group_, map.begin() + (g + 1) * per_group_};
+  }
+
+  // Sums of group g's candidates, in their order, with everything else that is fitted projected out, or, where W_o
+  // stays, taken away.
+  SplitGram without_others(const HeadMap& map, int64_t g) const {
+    std::vector<int64_t> others;
+    for (int64_t other = 0; other < groups_; ++other)
+      if (other != g)
+        for (const int64_t column : columns_of(other, choice_of(map, other))) others.push_back(column);
+    const at::Tensor outside = at::tensor(others, at::kLong),
+                     inside = at::tensor(columns_of(g, candidates_[g]), at::kLong);
+    if (refit_.output) return project_out(sums_, outside, inside, unit_, refit_.ridge);
+    const int64_t width = per_group_ * head_dim_, begin = g * width;
+    const at::Tensor w =
+        at::cat({branch_.o.narrow(1, 0, begin), branch_.o.narrow(1, begin + width, branch_.o.size(1) - begin - width)},
+                1)
+            .t()
+            .to(at::kCPU, at::kDouble);
+    const at::Tensor b = at::cat({at::zeros({w.size(0), inside.size(0)}, at::kDouble), w}, 1);
+    return {without(sums_.fitted, outside, inside, b), without(sums_.held_out, outside, inside, b)};
+  }
+
+  // Held-out error, up to a constant, of these columns with W_o refitted, or as it is: `o` [D, columns].
+  double error(const SplitGram& sums, const at::Tensor& columns, const at::Tensor& o) const {
     at::Tensor w;
     if (refit_.output) {
-      const at::Tensor unit = at::full({index.size(0)}, sums.ridge_unit > 0 ? sums.ridge_unit : 1.0, at::kDouble);
-      w = solve_regularised(pick(sums.zz), sums.zy.index_select(0, index), unit, refit_.ridge);
+      w = solve_regularised(pick(sums.fitted.ff, columns, columns), sums.fitted.fy.index_select(0, columns),
+                            at::full({columns.size(0)}, unit_, at::kDouble), refit_.ridge);
       if (!w.defined()) return std::numeric_limits<double>::infinity();
     } else {
-      w = branch_.o.narrow(1, g * index.size(0), index.size(0)).t().to(at::kCPU, at::kDouble);
+      w = o.t().to(at::kCPU, at::kDouble);
     }
-    return (w * (at::mm(pick(sums.held_zz), w) - 2 * sums.held_zy.index_select(0, index))).sum().item<double>();
+    const Gram& held = sums.held_out;
+    return (w * (at::mm(pick(held.ff, columns, columns), w) - 2 * held.fy.index_select(0, columns)))
+        .sum()
+        .item<double>();
   }
 
-  Map choice_of(const Map& map, int64_t g) const {
-    return {map.begin() + g * per_group(), map.begin() + (g + 1) * per_group()};
+  // The same when the heads of group g read the leader heads `choice`, of without_others(map, g).
+  double error(const SplitGram& sums, int64_t g, const HeadMap& choice) const {
+    std::vector<int64_t> columns;
+    for (const int64_t leader : choice) {
+      const int64_t index = std::find(candidates_[g].begin(), candidates_[g].end(), leader) - candidates_[g].begin();
+      for (int64_t d = 0; d < head_dim_; ++d) columns.push_back(index * head_dim_ + d);
+    }
+    const int64_t width = per_group_ * head_dim_;
+    return error(sums, at::tensor(columns, at::kLong), branch_.o.narrow(1, g * width, width));
   }
 
   // The best leader head for place `place` of a group's choice.
-  int64_t best_for(const GroupSums& sums, int64_t g, Map choice, int64_t place) const {
+  int64_t best_for(const SplitGram& sums, int64_t g, HeadMap choice, int64_t place) const {
     const int64_t current = choice[place];
     int64_t best = current;
     double least = error(sums, g, choice);
-    for (int64_t leader = 0; leader < heads_; ++leader) {
+    for (const int64_t leader : candidates_[g]) {
       if (leader == current) continue;
       choice[place] = leader;
       const double candidate = error(sums, g, choice);
@@ -145,16 +200,16 @@ class HeadMapSearch {
     return best;
   }
 
-  void note_matches(const GroupSums& sums, const Map& map, int64_t g, Map& matches) const {
-    for (int64_t place = 0; place < per_group(); ++place)
-      matches[g * per_group() + place] = best_for(sums, g, choice_of(map, g), place);
+  void note_matches(const SplitGram& sums, int64_t g, const HeadMap& map, HeadMap& matches) const {
+    for (int64_t place = 0; place < per_group_; ++place)
+      matches[g * per_group_ + place] = best_for(sums, g, choice_of(map, g), place);
   }
 
-  void improve(const GroupSums& sums, int64_t g, Map& map) const {
+  void improve(const SplitGram& sums, int64_t g, HeadMap& map) const {
     for (bool moved = true; moved;) {
       moved = false;
-      for (int64_t place = 0; place < per_group(); ++place) {
-        int64_t& leader = map[g * per_group() + place];
+      for (int64_t place = 0; place < per_group_; ++place) {
+        int64_t& leader = map[g * per_group_ + place];
         const int64_t best = best_for(sums, g, choice_of(map, g), place);
         moved |= best != leader;
         leader = best;
@@ -164,29 +219,29 @@ class HeadMapSearch {
 
   const Branch& branch_;
   const Refit& refit_;
-  const RowStream& rows_;
-  ProcessGroup& group_;
-  int64_t heads_, kv_heads_, head_dim_;
+  std::vector<HeadMap> candidates_;  // by KV group
+  int64_t heads_, head_dim_, groups_, per_group_;
+  int64_t rounds_;   // candidates of a group by its number of query heads
+  double unit_ = 1;  // what a ridge of 1 adds to a head's diagonal
+  SplitGram sums_{Gram(0, 0), Gram(0, 0)};
 };
 
 }  // namespace
 
-std::vector<Map> search_head_maps(const ModelConfig& config, const Branch& branch, const Refit& refit,
-                                  const RowStream& rows, ProcessGroup& group) {
-  Map start = branch.head_map;
+HeadMap search_head_map(const ModelConfig& config, const Branch& branch, const Refit& refit, const RowStream& rows,
+                        ProcessGroup& group) {
+  HeadMap start = branch.head_map;
   if (start.empty()) {
     start.resize(config.num_heads);
     std::iota(start.begin(), start.end(), 0);
   }
-  HeadMapSearch search(config, branch, refit, rows, group);
-  Map matches = start;
-  std::vector<Map> found;
-  auto keep = [&](const Map& map) {
-    if (map != start && std::find(found.begin(), found.end(), map) == found.end()) found.push_back(map);
-  };
-  keep(search.descend(start, &matches));
-  if (matches != start) keep(search.descend(matches, nullptr));
-  return found;
+  MapSearch search(config, branch, refit, screen_heads(config, branch, start, refit, rows, group));
+  search.gather(rows, group);
+  HeadMap matches = start;
+  const HeadMap from_start = search.descend(start, &matches);
+  const HeadMap from_matches = matches == from_start ? from_start : search.descend(matches, nullptr);
+  const HeadMap best = search.error(from_matches) < search.error(from_start) ? from_matches : from_start;
+  return best == start ? branch.head_map : best;
 }
 
 }  // namespace uniattn

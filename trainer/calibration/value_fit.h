@@ -6,10 +6,22 @@
 
 namespace uniattn {
 
-// The value projection that brings the branch closest to the target over the fitted rows, starting from branch.v, with
-// W_o and the head map as they are. With `compensation` a full W_c moves along (and is dropped: it is refitted
-// afterwards), so that V is fitted to what W_c cannot explain. Stopping early is the regulariser. float32 [kv_heads *
-// head_dim, D]
-at::Tensor fit_value(const Branch& branch, bool compensation, const RowStream& rows, ProcessGroup& group);
+class ValueFit {
+ public:
+  ValueFit(int64_t head_dim, const RowStream& rows, ProcessGroup& group)
+      : head_dim_(head_dim), rows_(rows), group_(group) {}
+
+  // The value projection that brings the branch closest to the target over the fitted rows, starting from branch.v,
+  // with W_o and the head map as they are. With `compensation` a full W_c moves along (and is dropped: it is refitted
+  // afterwards), so that V is fitted to what W_c cannot explain. Stopping early is the regulariser. float32 [kv_heads *
+  // head_dim, D]
+  at::Tensor fit(const Branch& branch, bool compensation);
+
+ private:
+  int64_t head_dim_;
+  const RowStream& rows_;
+  ProcessGroup& group_;
+  at::Tensor inputs_;  // x^T x over the fitted rows, once known: the same for every branch
+};
 
 }  // namespace uniattn
