@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -15,6 +16,12 @@ namespace uniattn {
 namespace {
 
 constexpr int kSweeps = 2;
+
+// Whether one held-out error is less than another by more than rounding: maps that permute the heads of a group are the
+// same fit once W_o is refitted, and which of them is found must not depend on rounding.
+bool is_less(double error, double least) {
+  return error < least - (std::isfinite(least) ? 1e-9 * std::abs(least) : 0);
+}
 
 at::Tensor pick(const at::Tensor& m, const at::Tensor& rows, const at::Tensor& columns) {
   return m.index_select(0, rows).index_select(1, columns);
@@ -195,7 +202,7 @@ class MapSearch {
       if (leader == current) continue;
       choice[place] = leader;
       const double candidate = error(sums, g, choice);
-      if (candidate < least) least = candidate, best = leader;
+      if (is_less(candidate, least)) least = candidate, best = leader;
     }
     return best;
   }
@@ -240,7 +247,7 @@ HeadMap search_head_map(const ModelConfig& config, const Branch& branch, const R
   HeadMap matches = start;
   const HeadMap from_start = search.descend(start, &matches);
   const HeadMap from_matches = matches == from_start ? from_start : search.descend(matches, nullptr);
-  const HeadMap best = search.error(from_matches) < search.error(from_start) ? from_matches : from_start;
+  const HeadMap best = is_less(search.error(from_matches), search.error(from_start)) ? from_matches : from_start;
   return best == start ? branch.head_map : best;
 }
 

@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t kAlternatives = 1;  // to what each head reads
 
-// Sums over the ranking rows for one KV group, Z_m [T, head_dim] being its values under the leader's head m.
+// Sums over the ranking rows for one KV group, Z_m [T, head_dim] being its values under the leader's head m. In
+// float64: a ranking that rounding decides would change with the number of ranks.
 struct ScreenSums {
   at::Tensor own;     // Z_m^T Z_m: [heads, head_dim, head_dim]
   at::Tensor across;  // Z_m^T Z_n for the group's heads n as they are: [heads, head_dim, heads of the group * head_dim]
@@ -28,7 +29,7 @@ class HeadScreen {
         head_dim_(config.head_dim),
         groups_(branch.v.size(0) / config.head_dim),
         per_group_(heads_ / groups_) {
-    const auto options = branch.v.options();
+    const auto options = branch.v.options().dtype(at::kDouble);
     for (int64_t g = 0; g < groups_; ++g)
       sums_.push_back({at::zeros({heads_, head_dim_, head_dim_}, options),
                        at::zeros({heads_, head_dim_, per_group_ * head_dim_}, options),
@@ -75,7 +76,8 @@ class HeadScreen {
   // The leader's heads by what each explains in the place of one of the group's heads, best first.
   HeadMap ranking(int64_t g, int64_t place) const {
     const ScreenSums& sums = sums_[g];
-    const at::Tensor w = branch_.o.narrow(1, (g * per_group_ + place) * head_dim_, head_dim_).t();  // [head_dim, D]
+    const at::Tensor w =  // [head_dim, D]
+        branch_.o.narrow(1, (g * per_group_ + place) * head_dim_, head_dim_).t().to(at::kDouble);
     const at::Tensor missing = sums.missing + at::matmul(sums.across.narrow(2, place * head_dim_, head_dim_), w);
     at::Tensor explained;
     if (refit_.output) {
