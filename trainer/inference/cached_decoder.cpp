@@ -27,14 +27,15 @@ CachedDecoder::CachedDecoder(const Decoder& model)
       cache_(model.config, model.plan, model.embedding.scalar_type(), model.embedding.device()),
       frequencies_(inverse_frequencies(model.config).to(model.embedding.device())) {
   for (int64_t i = 0; i < model.config.num_layers; ++i) {
-    const LayerPlan& plan = model.plan.layers[i];
-    const std::vector<int64_t> followers = model.plan.followers_of(i);
-    const bool lends = std::any_of(followers.begin(), followers.end(), [&](int64_t follower) {
-      return model.plan.layers[follower].mode == Mode::share_probs;
-    });
-    roles_.push_back({plan.leader >= 0 ? plan.leader : i, attention_options(model.config, model.plan.mask_layer(i)),
-                      head_map_tensor(plan.head_map, model.embedding.device()), lends, model.plan.last_follower_of(i)});
     if (cache_.values(i).defined()) last_cached_ = i;
+  }
+  for (int64_t i = 0; i < model.config.num_layers; ++i) {
+    const LayerPlan& plan = model.plan.layers[i];
+    std::vector<int64_t> readers = model.plan.followers_of(i);
+    std::erase_if(readers, [&](int64_t layer) { return model.plan.layers[layer].mode != Mode::share_probs; });
+    roles_.push_back({plan.leader >= 0 ? plan.leader : i, attention_options(model.config, model.plan.mask_layer(i)),
+                      head_map_tensor(plan.head_map, model.embedding.device()), !readers.empty(),
+                      !readers.empty() && readers.front() < last_cached_, model.plan.last_follower_of(i)});
   }
 }
 
@@ -82,7 +83,7 @@ at::Tensor CachedDecoder::prefill_layer(int64_t layer, const Projections& own, c
   } else {
     Pass::Leader state{
         own.q, with_past(cache_.keys(layer), own.k, layout), with_past(cache_.values(layer), own.v, layout), {}, {}};
-    if (role.lends_probs) state.tiles = take_tiles(own.q, state.k, role.options.window);
+    if (role.keeps_tiles) state.tiles = take_tiles(own.q, state.k, role.options.window);
     PrefillResult result =
         prefill_attention(own.q, state.k, state.v, bounds, layout.cu_seqlens_k, role.options, state.tiles);
     state.lse = std::move(result.lse);

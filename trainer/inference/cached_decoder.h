@@ -55,12 +55,12 @@ class CachedDecoder {
   KvCache cache_;
   at::Tensor frequencies_;  // of the rotary embedding, [head_dim / 2]
   // Per layer: the layer whose cache it attends to, its options under its leader's mask, its head map; whether a
-  // share_probs layer follows it.
+  // share_probs layer follows it, and one that reads P of all tokens of a prompt.
   struct LayerRole {
     int64_t source;
     AttentionOptions options;
     std::optional<at::Tensor> head_map;
-    bool lends_probs;
+    bool lends_probs, keeps_tiles;
     int64_t last_follower;
   };
   std::vector<LayerRole> roles_;
