@@ -40,6 +40,7 @@ class Fitter {
     const SplitGram sums = sums_.gather(problem_.start);
     Candidate best = judged({.branch = problem_.start, .factors = {}}, sums);
     if (!std::isfinite(best.held_out_error)) fail("activations are not finite");
+    if (inputs_ > 0) values_.know_inputs(sums.fitted.block(heads_, inputs_).ff);
     consider(solved(problem_.start, sums), best);
     if (fit_.head_map) improve_map(best);
     if (fit_.value) take_turns(best);

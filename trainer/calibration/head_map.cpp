@@ -117,7 +117,7 @@ class MapSearch {
   double error(const HeadMap& map) const {
     std::vector<int64_t> columns;
     for (int64_t g = 0; g < groups_; ++g)
-      for (const int64_t column : columns_of(g, choice_of(map, g))) columns.push_back(column);
+      for (const int64_t column : columns_of(g, of_group(map, g, per_group_))) columns.push_back(column);
     return error(sums_, at::tensor(columns, at::kLong), branch_.o);
   }
 
@@ -142,17 +142,13 @@ class MapSearch {
     return columns;
   }
 
-  HeadMap choice_of(const HeadMap& map, int64_t g) const {
-    return {map.begin() + g * per_group_, map.begin() + (g + 1) * per_group_};
-  }
-
   // Sums of group g's candidates, in their order, with everything else that is fitted projected out, or, where W_o
   // stays, taken away.
   SplitGram without_others(const HeadMap& map, int64_t g) const {
     std::vector<int64_t> others;
     for (int64_t other = 0; other < groups_; ++other)
       if (other != g)
-        for (const int64_t column : columns_of(other, choice_of(map, other))) others.push_back(column);
+        for (const int64_t column : columns_of(other, of_group(map, other, per_group_))) others.push_back(column);
     const at::Tensor outside = at::tensor(others, at::kLong),
                      inside = at::tensor(columns_of(g, candidates_[g]), at::kLong);
     if (refit_.output) return project_out(sums_, outside, inside, unit_, refit_.ridge);
@@ -209,7 +205,7 @@ class MapSearch {
 
   void note_matches(const SplitGram& sums, int64_t g, const HeadMap& map, HeadMap& matches) const {
     for (int64_t place = 0; place < per_group_; ++place)
-      matches[g * per_group_ + place] = best_for(sums, g, choice_of(map, g), place);
+      matches[g * per_group_ + place] = best_for(sums, g, of_group(map, g, per_group_), place);
   }
 
   void improve(const SplitGram& sums, int64_t g, HeadMap& map) const {
@@ -217,7 +213,7 @@ class MapSearch {
       moved = false;
       for (int64_t place = 0; place < per_group_; ++place) {
         int64_t& leader = map[g * per_group_ + place];
-        const int64_t best = best_for(sums, g, choice_of(map, g), place);
+        const int64_t best = best_for(sums, g, of_group(map, g, per_group_), place);
         moved |= best != leader;
         leader = best;
       }

@@ -10,6 +10,11 @@ namespace uniattn {
 
 using HeadMap = std::vector<int64_t>;  // by query head, the leader's head
 
+// The part of a map that belongs to KV group g, which has `per_group` query heads.
+inline HeadMap of_group(const HeadMap& map, int64_t g, int64_t per_group) {
+  return {map.begin() + g * per_group, map.begin() + (g + 1) * per_group};
+}
+
 // What is refitted before a map is judged: W_o, W_c, or both.
 struct Refit {
   bool output = true, compensation = true;

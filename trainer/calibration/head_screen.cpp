@@ -71,7 +71,7 @@ class HeadScreen {
   }
 
  private:
-  HeadMap now_in(int64_t g) const { return {map_.begin() + g * per_group_, map_.begin() + (g + 1) * per_group_}; }
+  HeadMap now_in(int64_t g) const { return of_group(map_, g, per_group_); }
 
   // The leader's heads by what each explains in the place of one of the group's heads, best first.
   HeadMap ranking(int64_t g, int64_t place) const {

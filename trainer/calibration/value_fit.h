@@ -11,6 +11,9 @@ class ValueFit {
   ValueFit(int64_t head_dim, const RowStream& rows, ProcessGroup& group)
       : head_dim_(head_dim), rows_(rows), group_(group) {}
 
+  // x^T x over the fitted rows of all ranks, float64 [D, D], for who has it: else the first fit sums it.
+  void know_inputs(const at::Tensor& inputs) { inputs_ = inputs; }
+
   // The value projection that brings the branch closest to the target over the fitted rows, starting from branch.v,
   // with W_o and the head map as they are. With `compensation` a full W_c moves along (and is dropped: it is refitted
   // afterwards), so that V is fitted to what W_c cannot explain. Stopping early is the regulariser. float32 [kv_heads *

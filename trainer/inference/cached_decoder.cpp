@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "uniattn/decode.h"
 
@@ -69,6 +70,10 @@ std::optional<at::Tensor> CachedDecoder::take_tiles(const at::Tensor& q, const a
   return tiles.defined() && tiles.size(1) >= elements ? tiles : at::empty({q.size(1), elements}, q.options());
 }
 
+void CachedDecoder::give_back_tiles(Pass::Leader& leader) {
+  if (leader.tiles) spare_tiles_.push_back(*std::exchange(leader.tiles, std::nullopt));
+}
+
 at::Tensor CachedDecoder::prefill_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass) {
   const LayerRole& role = roles_[layer];
   const at::Tensor& bounds = pass.sequences.cu_seqlens;
@@ -92,8 +97,7 @@ at::Tensor CachedDecoder::prefill_layer(int64_t layer, const Projections& own, c
   }
   append(layer, own, layout);
   if (roles_[role.source].last_follower == layer) {
-    auto& tiles = pass.leaders.at(role.source).tiles;
-    if (tiles) spare_tiles_.push_back(std::move(*tiles));
+    give_back_tiles(pass.leaders.at(role.source));
     pass.leaders.erase(role.source);
   }
   return out;
@@ -106,7 +110,7 @@ void CachedDecoder::narrow(Pass& pass, const at::Tensor& last) {
   for (auto& [layer, leader] : pass.leaders) {
     leader.q = leader.q.index_select(0, last);
     leader.lse = leader.lse.index_select(1, last);
-    leader.tiles.reset();
+    give_back_tiles(leader);
   }
 }
 
@@ -149,7 +153,6 @@ at::Tensor CachedDecoder::read(const std::vector<TokenSpan>& spans) {
             {}};
   if (decoding) spare_tiles_.clear();
   const ModelConfig& config = model_.config;
-  const at::Tensor last = at::tensor(ends, at::kLong).to(device);
   at::Tensor stream = embed(config, model_.embedding, at::tensor(tokens, at::kLong).to(device));
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const Layer& layer = model_.layers[i];
@@ -157,6 +160,7 @@ at::Tensor CachedDecoder::read(const std::vector<TokenSpan>& spans) {
     Projections own = project(config, layer, x, pass.sequences);
     if (i == last_cached_ && !decoding) {
       // No later layer caches anything of the other tokens, and nobody asks what follows them.
+      const at::Tensor last = at::tensor(ends, at::kLong).to(device);
       narrow(pass, last);
       stream = stream.index_select(0, last), x = x.index_select(0, last);
       if (own.q.defined()) own.q = own.q.index_select(0, last);

@@ -48,6 +48,8 @@ class CachedDecoder {
   at::Tensor decode_layer(int64_t layer, const Projections& own, const CacheLayout& layout, Pass& pass);
   // Room for P of queries q over keys k, unless it takes more than kProbsBudget.
   std::optional<at::Tensor> take_tiles(const at::Tensor& q, const at::Tensor& k, int64_t window);
+  // Makes the leader's tiles, if it has any, room for others.
+  void give_back_tiles(Pass::Leader& leader);
   void append(int64_t layer, const Projections& own, const CacheLayout& layout);
   at::Tensor logits(const at::Tensor& last) const;
 
