@@ -17,8 +17,6 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-enum class Role { kLeader, kFollower };
-
 // The leader writes lse, and tiles where they hold P; a follower reads them.
 Tensor forward(Role role, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& lse, const Tensor& tiles,
                const Tensor& cu_seqlens, const OptionalTensor& head_map, const AttentionOptions& options) {

@@ -16,6 +16,8 @@ namespace uniattn::cpu {
 
 static_assert(kTile == kTileRows);
 
+enum class Role { kLeader, kFollower };
+
 struct Heads {
   int64_t count, groups, per_group;
   std::vector<int64_t> leaders;  // empty: the identity

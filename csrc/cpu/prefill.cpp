@@ -58,8 +58,6 @@ struct PrefillTiles {
   }
 };
 
-enum class Role { kLeader, kFollower };
-
 // The leader writes lse [heads, tokens], and P where it is kept; a follower reads them.
 Tensor forward(Role role, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& lse,
                const OptionalTensor& kept, const PrefillBounds& bounds, const OptionalTensor& head_map,

@@ -13,6 +13,7 @@
 #include "composite/composite.h"
 #include "cuda/arguments.h"
 #include "cuda/launch.h"
+#include "cuda/run_forward.h"
 #include "cuda/takes.h"
 #include "probs_tiles.h"
 
@@ -51,12 +52,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_forward(const Tensor& q, const Tens
   check_sequences(cu_seqlens, q.size(0));
   const c10::cuda::CUDAGuard guard(q.device());
   const PatternTensors tensors(q, k, Tensor(), cu_seqlens, options);
-  const Tensor values = aligned(v), out = at::empty(q.sizes(), q.options());
   const Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
-  C10_CUDA_CHECK(launch_forward({tensors.pattern, nullptr, values.const_data_ptr(), tensors.pattern.kv_heads,
-                                 out.data_ptr(), lse.data_ptr<float>()},
-                                c10::cuda::getCurrentCUDAStream()));
-  return {out, lse, empty_tiles(q, options, false)};
+  return {run_forward(tensors, std::nullopt, v, lse.data_ptr<float>()), lse, empty_tiles(q, options, false)};
 }
 
 Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles, const Tensor& v,
@@ -68,13 +65,7 @@ Tensor attend_forward(const Tensor& q, const Tensor& k, const Tensor& lse, const
   check_attend(q, k, lse, tiles, v, cu_seqlens, head_map, options);
   check_head_map_values(head_map, q.size(1));
   const c10::cuda::CUDAGuard guard(q.device());
-  const PatternTensors tensors(q, k, lse, cu_seqlens, options);
-  const OptionalTensor map = contiguous(head_map);
-  const Tensor values = aligned(v), out = at::empty(q.sizes(), q.options());
-  C10_CUDA_CHECK(launch_forward(
-      {tensors.pattern, data(map), values.const_data_ptr(), tensors.pattern.kv_heads, out.data_ptr(), nullptr},
-      c10::cuda::getCurrentCUDAStream()));
-  return out;
+  return run_forward({q, k, lse, cu_seqlens, options}, head_map, v, nullptr);
 }
 
 Tensor attend_backward_value(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& tiles,

@@ -1,15 +1,12 @@
 // Attention of the last tokens of sequences over all their tokens with the CUDA kernels of the forward pass; what they
 // do not take goes to the composite. The boundaries are read back to check them.
 #include <ATen/ATen.h>
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include "checks.h"
 #include "composite/decode.h"
-#include "cuda/arguments.h"
-#include "cuda/launch.h"
+#include "cuda/run_forward.h"
 #include "cuda/takes.h"
 #include "decode_checks.h"
 
@@ -21,16 +18,6 @@ using OptionalTensor = std::optional<Tensor>;
 
 void check_rebuilds(const OptionalTensor& tiles) {
   TORCH_CHECK_VALUE(!tiles, "tiles must be None: on a GPU P is rebuilt and cannot be kept");
-}
-
-// out of a pattern whose lse, unless it is given, is written to new_lse.
-Tensor forward(const PatternTensors& tensors, const OptionalTensor& head_map, const Tensor& v, float* new_lse) {
-  const Tensor values = aligned(v), out = at::empty(tensors.q.sizes(), tensors.q.options());
-  const Tensor map = head_map ? head_map->contiguous() : Tensor();
-  C10_CUDA_CHECK(launch_forward({tensors.pattern, map.defined() ? map.const_data_ptr<int64_t>() : nullptr,
-                                 values.const_data_ptr(), static_cast<int>(values.size(1)), out.data_ptr(), new_lse},
-                                c10::cuda::getCurrentCUDAStream()));
-  return out;
 }
 
 std::tuple<Tensor, Tensor> prefill_attention(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -45,7 +32,7 @@ std::tuple<Tensor, Tensor> prefill_attention(const Tensor& q, const Tensor& k, c
   const c10::cuda::CUDAGuard guard(q.device());
   const PatternTensors tensors(q, k, Tensor(), cu_seqlens_q, cu_seqlens_k, options);
   const Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
-  return {forward(tensors, std::nullopt, v, lse.data_ptr<float>()), lse};
+  return {run_forward(tensors, std::nullopt, v, lse.data_ptr<float>()), lse};
 }
 
 Tensor prefill_attend(const Tensor& q, const Tensor& k, const Tensor& lse, const Tensor& v, const Tensor& cu_seqlens_q,
@@ -59,7 +46,7 @@ Tensor prefill_attend(const Tensor& q, const Tensor& k, const Tensor& lse, const
   check_prefill_values(q, k, cu_seqlens_q, cu_seqlens_k);
   check_head_map_values(head_map, q.size(1));
   const c10::cuda::CUDAGuard guard(q.device());
-  return forward({q, k, lse, cu_seqlens_q, cu_seqlens_k, options}, head_map, v, nullptr);
+  return run_forward({q, k, lse, cu_seqlens_q, cu_seqlens_k, options}, head_map, v, nullptr);
 }
 
 }  // namespace
