@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <vector>
 
 #include "catch.h"
 
@@ -10,7 +11,9 @@ namespace emulated {
 
 // Equal to x, with NaN before and behind it in memory.
 inline at::Tensor poisoned(const at::Tensor& x) {
-  const at::Tensor padded = at::full({x.size(0) + 16, x.size(1), x.size(2)}, NAN, x.options());
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes[0] += 16;
+  const at::Tensor padded = at::full(sizes, NAN, x.options());
   return padded.narrow(0, 8, x.size(0)).copy_(x);
 }
 
@@ -21,7 +24,7 @@ inline at::Tensor unfilled(const at::Tensor& x) {
 
 inline void check_only_filled_inside(const at::Tensor& x) {
   CHECK(x.isfinite().all().item<bool>());
-  const int64_t row = x.size(1) * x.size(2);
+  const int64_t row = x.stride(0);
   const at::Tensor whole = at::empty({0}, x.options()).set_(x.storage());
   CHECK(whole.narrow(0, 0, 8 * row).isnan().all().item<bool>());
   CHECK(whole.narrow(0, whole.numel() - 8 * row, 8 * row).isnan().all().item<bool>());
