@@ -25,9 +25,9 @@ inline RmsNormArgs rms_norm_args(const at::Tensor& x, const at::Tensor& weight, 
 }
 
 // Room for the weight's gradient summed over chunks of rows: float32 [chunks, width]. How rows are cut depends on their
-// number alone, so results repeat; the chunks are enough to fill a device, and none is empty.
+// number alone, so results repeat; no chunk is empty.
 inline at::Tensor norm_partial(const at::Tensor& x, int64_t rows) {
-  constexpr int64_t kMaxChunks = 512;
+  constexpr int64_t kMaxChunks = 396;  // all at once on a device of 100 multiprocessors or more, three on each of 132
   const int64_t chunk_rows = std::max<int64_t>(1, (rows + kMaxChunks - 1) / kMaxChunks);
   return at::empty({(rows + chunk_rows - 1) / chunk_rows, x.size(-1)}, x.options().dtype(at::kFloat));
 }

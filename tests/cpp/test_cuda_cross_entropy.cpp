@@ -26,7 +26,7 @@ Case make_case(int64_t vocabulary, double softcap, int64_t chunk, at::ScalarType
   at::manual_seed(0);
   constexpr int64_t kTokens = 9;
   const Tensor labels = at::randint(vocabulary, {kTokens}, at::kLong);
-  labels[2] = -100, labels[3] = -100, labels[kTokens - 1] = -100;
+  labels[0] = vocabulary - 1, labels[2] = -100, labels[3] = -100, labels[kTokens - 1] = -100;
   return {at::randn({kTokens, width}).to(dtype),
           at::randn({vocabulary, width}).to(dtype),
           labels,
