@@ -27,38 +27,54 @@ at::Tensor pick(const at::Tensor& m, const at::Tensor& rows, const at::Tensor& c
   return m.index_select(0, rows).index_select(1, columns);
 }
 
-// What is left of the features `inside` and of the target when `b` [outside, inside + targets] times the features
-// `outside` is taken from them.
-Gram without(const Gram& sums, const at::Tensor& outside, const at::Tensor& inside, const at::Tensor& b) {
-  const at::Tensor bz = b.narrow(1, 0, inside.size(0)), by = b.narrow(1, inside.size(0), sums.fy.size(1));
-  const at::Tensor oz = pick(sums.ff, outside, inside), oy = sums.fy.index_select(0, outside);
-  const at::Tensor cross = at::mm(bz.t(), oz), square = at::mm(bz.t(), pick(sums.ff, outside, outside));
+// The features inside and outside of a part of sums.
+struct Parts {
+  at::Tensor inside, between, outside;  // F_i^T F_i, F_o^T F_i, F_o^T F_o
+  at::Tensor inside_y, outside_y;       // F_i^T Y, F_o^T Y
+};
+
+Parts parts_of(const Gram& sums, const at::Tensor& outside, const at::Tensor& inside) {
+  return {pick(sums.ff, inside, inside), pick(sums.ff, outside, inside), pick(sums.ff, outside, outside),
+          sums.fy.index_select(0, inside), sums.fy.index_select(0, outside)};
+}
+
+// The first `inside` features and the rest, as views.
+Parts parts_at(const Gram& sums, int64_t inside) {
+  const int64_t outside = sums.ff.size(0) - inside;
+  const at::Tensor below = sums.ff.narrow(0, inside, outside);
+  return {sums.ff.narrow(0, 0, inside).narrow(1, 0, inside), below.narrow(1, 0, inside),
+          below.narrow(1, inside, outside), sums.fy.narrow(0, 0, inside), sums.fy.narrow(0, inside, outside)};
+}
+
+// What is left of the features inside and of the target when `b` [outside, inside + targets] times the features outside
+// is taken from them.
+Gram without(const Parts& parts, const at::Tensor& b) {
+  const int64_t inside = parts.inside.size(0);
+  const at::Tensor bz = b.narrow(1, 0, inside), by = b.narrow(1, inside, b.size(1) - inside);
+  const at::Tensor cross = at::mm(bz.t(), parts.between), square = at::mm(bz.t(), parts.outside);
   Gram left(0, 0);
-  left.ff = pick(sums.ff, inside, inside) - cross - cross.t() + at::mm(square, bz);
-  left.fy = sums.fy.index_select(0, inside) - at::mm(oz.t(), by) - at::mm(bz.t(), oy) + at::mm(square, by);
+  left.ff = at::addmm(parts.inside, square, bz).sub_(cross).sub_(cross.t());
+  left.fy =
+      at::addmm(parts.inside_y, square, by).sub_(at::mm(parts.between.t(), by)).sub_(at::mm(bz.t(), parts.outside_y));
   return left;
 }
 
 // The same where `b` solves the ridge problem of the features outside: what is left is the ridge problem of those
 // inside, with their own ridge still to be added.
-Gram eliminated(const Gram& sums, const at::Tensor& outside, const at::Tensor& inside, const at::Tensor& b) {
-  const at::Tensor zo = pick(sums.ff, inside, outside);
+Gram eliminated(const Parts& parts, const at::Tensor& b) {
+  const int64_t inside = parts.inside.size(0);
   Gram left(0, 0);
-  left.ff = pick(sums.ff, inside, inside) - at::mm(zo, b.narrow(1, 0, inside.size(0)));
-  left.fy = sums.fy.index_select(0, inside) - at::mm(zo, b.narrow(1, inside.size(0), sums.fy.size(1)));
+  left.ff = at::addmm(parts.inside, parts.between.t(), b.narrow(1, 0, inside), 1, -1);
+  left.fy = at::addmm(parts.inside_y, parts.between.t(), b.narrow(1, inside, b.size(1) - inside), 1, -1);
   return left;
 }
 
-// Both, with the outside features' least squares on the fitted rows under `ridge` times `unit`.
-SplitGram project_out(const SplitGram& sums, const at::Tensor& outside, const at::Tensor& inside, double unit,
-                      double ridge) {
-  const Gram& fitted = sums.fitted;
-  const at::Tensor oo = pick(fitted.ff, outside, outside);
-  const at::Tensor b =
-      solve_regularised(oo, at::cat({pick(fitted.ff, outside, inside), fitted.fy.index_select(0, outside)}, 1),
-                        at::full({outside.size(0)}, unit, at::kDouble), ridge);
+// The outside features' least squares for the others and the target, under `ridge` times `unit`.
+at::Tensor solve_outside(const Parts& fitted, double unit, double ridge) {
+  const at::Tensor b = solve_regularised(fitted.outside, at::cat({fitted.between, fitted.outside_y}, 1),
+                                         at::full({fitted.outside.size(0)}, unit, at::kDouble), ridge);
   if (!b.defined()) fail("activations are not finite");
-  return {eliminated(fitted, outside, inside, b), without(sums.held_out, outside, inside, b)};
+  return b;
 }
 
 double mean_diagonal(const at::Tensor& ff) {
@@ -92,11 +108,12 @@ class MapSearch {
       (some.held_out ? sums_.held_out : sums_.fitted).add(scaled(some, at::cat(features, 1)), some.target, at::kFloat);
     });
     for (Gram* sums : {&sums_.fitted, &sums_.held_out}) sums->all_reduce(group);
-    const at::Tensor all = at::arange(width + inputs, at::kLong);
     unit_ = mean_diagonal(sums_.fitted.block(0, width).ff);
-    if (inputs > 0)
-      sums_ = project_out(sums_, all.narrow(0, width, inputs), all.narrow(0, 0, width),
-                          mean_diagonal(sums_.fitted.block(width, inputs).ff), refit_.ridge);
+    if (inputs == 0) return;
+    const at::Tensor b =
+        solve_outside(parts_at(sums_.fitted, width), mean_diagonal(sums_.fitted.block(width, inputs).ff), refit_.ridge);
+    sums_.fitted = eliminated(parts_at(sums_.fitted, width), b);  // one after the other: they are large
+    sums_.held_out = without(parts_at(sums_.held_out, width), b);
   }
 
   // Descends from `map`. With `matches`, also notes the best leader head of every head while the others stay.
@@ -151,7 +168,11 @@ class MapSearch {
         for (const int64_t column : columns_of(other, of_group(map, other, per_group_))) others.push_back(column);
     const at::Tensor outside = at::tensor(others, at::kLong),
                      inside = at::tensor(columns_of(g, candidates_[g]), at::kLong);
-    if (refit_.output) return project_out(sums_, outside, inside, unit_, refit_.ridge);
+    const Parts fitted = parts_of(sums_.fitted, outside, inside), held_out = parts_of(sums_.held_out, outside, inside);
+    if (refit_.output) {
+      const at::Tensor b = solve_outside(fitted, unit_, refit_.ridge);
+      return {eliminated(fitted, b), without(held_out, b)};
+    }
     const int64_t width = per_group_ * head_dim_, begin = g * width;
     const at::Tensor w =
         at::cat({branch_.o.narrow(1, 0, begin), branch_.o.narrow(1, begin + width, branch_.o.size(1) - begin - width)},
@@ -159,7 +180,7 @@ class MapSearch {
             .t()
             .to(at::kCPU, at::kDouble);
     const at::Tensor b = at::cat({at::zeros({w.size(0), inside.size(0)}, at::kDouble), w}, 1);
-    return {without(sums_.fitted, outside, inside, b), without(sums_.held_out, outside, inside, b)};
+    return {without(fitted, b), without(held_out, b)};
   }
 
   // Held-out error, up to a constant, of these columns with W_o refitted, or as it is: `o` [D, columns].
