@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "calibration/branch_sums.h"
 #include "calibration/head_screen.h"
@@ -27,52 +28,54 @@ at::Tensor pick(const at::Tensor& m, const at::Tensor& rows, const at::Tensor& c
   return m.index_select(0, rows).index_select(1, columns);
 }
 
-// The features inside and outside of a part of sums.
+// Sums of some features, those inside, against the others and the target Y.
 struct Parts {
-  at::Tensor inside, between, outside;  // F_i^T F_i, F_o^T F_i, F_o^T F_o
-  at::Tensor inside_y, outside_y;       // F_i^T Y, F_o^T Y
+  at::Tensor inside;   // F_i^T [F_i, Y]
+  at::Tensor outside;  // F_o^T [F_i, Y]
+  at::Tensor square;   // F_o^T F_o
 };
 
 Parts parts_of(const Gram& sums, const at::Tensor& outside, const at::Tensor& inside) {
-  return {pick(sums.ff, inside, inside), pick(sums.ff, outside, inside), pick(sums.ff, outside, outside),
-          sums.fy.index_select(0, inside), sums.fy.index_select(0, outside)};
+  return {at::cat({pick(sums.ff, inside, inside), sums.fy.index_select(0, inside)}, 1),
+          at::cat({pick(sums.ff, outside, inside), sums.fy.index_select(0, outside)}, 1),
+          pick(sums.ff, outside, outside)};
 }
 
-// The first `inside` features and the rest, as views.
+// The first `inside` features and the rest.
 Parts parts_at(const Gram& sums, int64_t inside) {
+  const at::Tensor all = at::cat({sums.ff.narrow(1, 0, inside), sums.fy}, 1);
   const int64_t outside = sums.ff.size(0) - inside;
-  const at::Tensor below = sums.ff.narrow(0, inside, outside);
-  return {sums.ff.narrow(0, 0, inside).narrow(1, 0, inside), below.narrow(1, 0, inside),
-          below.narrow(1, inside, outside), sums.fy.narrow(0, 0, inside), sums.fy.narrow(0, inside, outside)};
+  return {all.narrow(0, 0, inside), all.narrow(0, inside, outside),
+          sums.ff.narrow(0, inside, outside).narrow(1, inside, outside)};
+}
+
+Gram gram_of(const at::Tensor& inside) {
+  const int64_t features = inside.size(0);
+  Gram sums(0, 0);
+  sums.ff = inside.narrow(1, 0, features);
+  sums.fy = inside.narrow(1, features, inside.size(1) - features);
+  return sums;
 }
 
 // What is left of the features inside and of the target when `b` [outside, inside + targets] times the features outside
-// is taken from them.
+// is taken from them. Overwrites parts.inside.
 Gram without(const Parts& parts, const at::Tensor& b) {
   const int64_t inside = parts.inside.size(0);
-  const at::Tensor bz = b.narrow(1, 0, inside), by = b.narrow(1, inside, b.size(1) - inside);
-  const at::Tensor cross = at::mm(bz.t(), parts.between), square = at::mm(bz.t(), parts.outside);
-  Gram left(0, 0);
-  left.ff = at::addmm(parts.inside, square, bz).sub_(cross).sub_(cross.t());
-  left.fy =
-      at::addmm(parts.inside_y, square, by).sub_(at::mm(parts.between.t(), by)).sub_(at::mm(bz.t(), parts.outside_y));
-  return left;
+  const at::Tensor left = parts.outside - product(parts.square, b);
+  return gram_of(parts.inside.sub_(product(parts.outside.narrow(1, 0, inside).t(), b))
+                     .sub_(product(b.narrow(1, 0, inside).t(), left)));
 }
 
 // The same where `b` solves the ridge problem of the features outside: what is left is the ridge problem of those
 // inside, with their own ridge still to be added.
 Gram eliminated(const Parts& parts, const at::Tensor& b) {
-  const int64_t inside = parts.inside.size(0);
-  Gram left(0, 0);
-  left.ff = at::addmm(parts.inside, parts.between.t(), b.narrow(1, 0, inside), 1, -1);
-  left.fy = at::addmm(parts.inside_y, parts.between.t(), b.narrow(1, inside, b.size(1) - inside), 1, -1);
-  return left;
+  return gram_of(parts.inside.sub_(product(parts.outside.narrow(1, 0, parts.inside.size(0)).t(), b)));
 }
 
 // The outside features' least squares for the others and the target, under `ridge` times `unit`.
 at::Tensor solve_outside(const Parts& fitted, double unit, double ridge) {
-  const at::Tensor b = solve_regularised(fitted.outside, at::cat({fitted.between, fitted.outside_y}, 1),
-                                         at::full({fitted.outside.size(0)}, unit, at::kDouble), ridge);
+  const at::Tensor b =
+      solve_regularised(fitted.square, fitted.outside, at::full({fitted.square.size(0)}, unit, at::kDouble), ridge);
   if (!b.defined()) fail("activations are not finite");
   return b;
 }
@@ -194,7 +197,7 @@ class MapSearch {
       w = o.t().to(at::kCPU, at::kDouble);
     }
     const Gram& held = sums.held_out;
-    return (w * (at::mm(pick(held.ff, columns, columns), w) - 2 * held.fy.index_select(0, columns)))
+    return (w * (product(pick(held.ff, columns, columns), w) - 2 * held.fy.index_select(0, columns)))
         .sum()
         .item<double>();
   }
