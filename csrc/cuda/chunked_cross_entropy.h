@@ -12,7 +12,7 @@
 
 namespace uniattn::cuda {
 
-// h weight^T [rows, vocab], its rows 16 bytes apart or a multiple of that whatever the vocabulary is.
+// h weight^T [rows, vocab], whose rows begin at multiples of 16 bytes whatever the vocabulary is.
 inline at::Tensor aligned_logits(const at::Tensor& h, const at::Tensor& weight) {
   const int64_t vocabulary = weight.size(0), per_words = 16 / h.element_size();
   const int64_t stride = (vocabulary + per_words - 1) / per_words * per_words;
