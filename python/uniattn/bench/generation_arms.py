@@ -120,6 +120,9 @@ class Transformers:
     def __init__(self, folder: Path, dtype: str, compiled: bool):
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
         self.forward = torch.compile(self.model.forward, dynamic=False) if compiled else self.model.forward
+        # One graph per batch and length; without one more the forward would run uncompiled, and be timed so.
+        torch._dynamo.config.recompile_limit = 256
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
 
     @torch.inference_mode()
     def prepare(self, batch: int, context: int, room: int = 0) -> None:
