@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from uniattn.bench.generation_arms import ARMS, SHAPES, Ours, Transformers, write_arm, write_base
+from uniattn.bench.generation_arms import ARMS, SHAPES, Ours, Transformers, load_base, write_arm, write_base
 from uniattn.bench.report import markdown, write_csv
 
 
@@ -19,7 +19,7 @@ def make_parser(name: str, description: str, arms: list[str], batch: list[int]) 
     parser.add_argument("--batch", type=int, nargs="+", default=batch)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-transformers", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="transformers' forward through torch.compile")
+    parser.add_argument("--compile", action="store_true", help="transformers' forward through torch.compile as well")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path)
     return parser
@@ -34,8 +34,16 @@ def make_sides(args: argparse.Namespace, positions: int, work: Path) -> dict:
         write_arm(folders[arm], folders["base"], arm)
     sides = {arm: Ours(folder, args.dtype) for arm, folder in folders.items()}
     if not args.no_transformers:
-        sides["transformers"] = Transformers(folders["base"], args.dtype, args.compile)
+        model = load_base(folders["base"], args.dtype)
+        sides["transformers"] = Transformers(model, compiled=False)
+        if args.compile:
+            sides["transformers, compiled"] = Transformers(model, compiled=True)
     return sides
+
+
+def peer_seconds(times: dict[str, float], sides: dict) -> float | None:
+    """Of the fastest side of transformers; None where it takes no part."""
+    return min((seconds for name, seconds in times.items() if isinstance(sides[name], Transformers)), default=None)
 
 
 def table(rows: list[dict], columns: dict[str, tuple[str, str]]) -> str:
