@@ -16,7 +16,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from uniattn.decoding import decode_attend, decode_attention, prefill_attend, prefill_attention
-from uniattn.hf_cache import Layout, PagedCache
+from uniattn.hf_cache import Layout, PagedCache, bounds
 from uniattn.ops import Probs, attend, attention
 
 NAME = "uniattn"
@@ -57,15 +57,11 @@ def make_packing(h: Tensor, real: Optional[Tensor], position_ids: Tensor) -> Pac
     """
     batch, length = h.shape[:2]
     if real is not None:
-        return Packing(None if bool(real.all()) else real.flatten().nonzero().squeeze(1), _bounds(real.sum(1)))
+        return Packing(None if bool(real.all()) else real.flatten().nonzero().squeeze(1), bounds(real.sum(1)))
     starts = torch.ones(batch, length, dtype=torch.bool, device=h.device)
     starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
-    bounds = starts.flatten().nonzero().squeeze(1).to(torch.int32)
-    return Packing(None, pad(bounds, (0, 1), value=batch * length))
-
-
-def _bounds(counts: Tensor) -> Tensor:
-    return pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
+    begins = starts.flatten().nonzero().squeeze(1).to(torch.int32)
+    return Packing(None, pad(begins, (0, 1), value=batch * length))
 
 
 class Pass:
@@ -76,15 +72,14 @@ class Pass:
         self.packing, self.cache, self.layouts = packing, cache, {}
         if cache is not None:
             self.lengths = cache.real.sum(1, dtype=torch.int32)
-            self.rows = real.nonzero()[:, 0]
-            self.positions = (cache.real.cumsum(1) - 1)[:, -real.shape[1] :][real]
+            positions = (cache.real.cumsum(1) - 1)[:, -real.shape[1] :]
+            self.tokens = self.lengths, real.nonzero()[:, 0], positions[real]
 
     def layout(self, module) -> Layout:
         """Where the tokens of this pass lie in layers with the module's window."""
         window = module.sliding_window
         if window not in self.layouts:
-            self.layouts[window] = self.cache.layout(window, self.lengths)
-            self.layouts[window].put(self.rows, self.positions)
+            self.layouts[window] = self.cache.layout(window, *self.tokens)
         return self.layouts[window]
 
     def write(self, module, k: Optional[Tensor], v: Optional[Tensor]):
@@ -138,36 +133,22 @@ class Chunk(Pass):
     def remember(self, module, k: Optional[Tensor], v: Optional[Tensor]):
         """Packed k and v [keys, kv_heads, head_dim] of this pass and of what it sees of the cache."""
         layer, layout = self.cache.layers[module.layer_idx], self.layout(module)
-        before, order, _ = self.seen(layout)
+        # Read before written: the new tokens may take the places of old ones that the first of them see.
         seen = [
-            None if x is None else torch.cat([layout.read(pages, *before), self.packing.pack(x)])[order]
+            None if x is None else layout.read(pages, self.packing.pack(x))
             for pages, x in ((layer.keys, k), (layer.values, v))
         ]
         self.write(module, k, v)
         return seen
 
-    def seen(self, layout: Layout):
-        """What the first new tokens see of the cache, as rows and positions; the order that puts it and the new tokens row
-        by row; the boundaries of the rows then."""
-        if not hasattr(layout, "seen"):
-            new = torch.bincount(self.rows, minlength=layout.batch)
-            old = self.lengths - new
-            first = torch.zeros_like(old) if layout.window is None else (old - layout.window + 1).clamp(min=0)
-            counts = old - first
-            rows = torch.arange(layout.batch, device=old.device).repeat_interleave(counts)
-            positions = torch.arange(len(rows), device=old.device) - (counts.cumsum(0) - counts - first)[rows]
-            order = torch.cat([rows, self.rows]).argsort(stable=True)
-            layout.seen = (rows, positions), order, _bounds(counts + new)
-        return layout.seen
-
     def attend(self, module, q: Tensor, k: Tensor, v: Tensor, lse: Optional[Tensor], keep_probs):
         """As in :class:`Whole`, but k and v are those of `remember`, and a leader leaves its log-sum-exp."""
         batch, _, length, _ = q.shape
-        q, bounds = self.packing.pack(q), (self.packing.cu_seqlens, self.seen(self.layout(module))[2])
+        q, ends = self.packing.pack(q), (self.packing.cu_seqlens, self.layout(module).sight[2])
         if module.place is not None:
-            heads = prefill_attend(q, k, lse, v, *bounds, module.head_index(q.device), **_mask(module))
+            heads = prefill_attend(q, k, lse, v, *ends, module.head_index(q.device), **_mask(module))
         else:
-            heads, lse = prefill_attention(q, k, v, *bounds, **_mask(module))
+            heads, lse = prefill_attention(q, k, v, *ends, **_mask(module))
         return self.packing.unpack(heads, batch, length), lse
 
 
@@ -180,22 +161,12 @@ class Step(Pass):
 
     def attend(self, module, q: Tensor, k: Tensor, v: Tensor, probs: Optional[Tensor], keep_probs):
         """As in :class:`Whole`, but k and v are pages, and a leader leaves its rows of P."""
-        layout = self.layout(module)
+        table, window = self.layout(module).table, module.sliding_window
         if module.place is not None:
-            heads = decode_attend(
-                probs, v, layout.table, self.lengths, module.head_index(q.device), module.sliding_window
-            )
+            heads = decode_attend(probs, v, table, self.lengths, module.head_index(q.device), window)
         else:
-            heads, probs = decode_attention(
-                q.squeeze(2),
-                k,
-                v,
-                layout.table,
-                self.lengths,
-                self.cache.get_seq_length(),
-                return_probs=module.pattern_followers > 0,
-                **_mask(module),
-            )
+            longest, leads = self.cache.get_seq_length(), module.pattern_followers > 0
+            heads, probs = decode_attention(q[:, :, 0], k, v, table, self.lengths, longest, leads, **_mask(module))
         return heads[:, None], probs
 
 
@@ -203,13 +174,11 @@ def _mask(module) -> dict:
     return {"window": module.sliding_window, "softcap": module.softcap or 0.0, "scale": module.scaling}
 
 
-def make_pass(
-    h: Tensor, attention_mask: Optional[Tensor], position_ids: Tensor, cache: Optional[PagedCache]
-) -> Pass:
-    """The pass of h [B, T, D] and what `cache` holds, which grows by it.
+def make_pass(h: Tensor, attention_mask: Optional[Tensor], position_ids: Tensor, cache: Optional[PagedCache]) -> Pass:
+    """The pass of h [B, T, D] behind what `cache` holds, by which the cache is extended.
 
-    attention_mask [B, T or more], whose last T columns are looked at: 0 is padding; None: there is none. Without a cache
-    and a mask, rows hold several sequences where positions [B or 1, T] start again.
+    attention_mask [B, T or more], whose last T columns are looked at: 0 is padding; None: there is none. With nothing
+    before them and no mask, rows hold several sequences where positions [B or 1, T] start again.
     """
     if attention_mask is not None and attention_mask.dim() != 2:
         raise ValueError(
@@ -218,12 +187,13 @@ def make_pass(
         )
     batch, length = h.shape[:2]
     real = None if attention_mask is None else attention_mask[:, -length:].to(torch.bool)
+    all_real = torch.ones(batch, length, dtype=torch.bool, device=h.device)
     behind = cache is not None and cache.get_seq_length() > 0
     if real is None and behind:
-        real = torch.ones(batch, length, dtype=torch.bool, device=h.device)
+        real = all_real
     packing = make_packing(h, real, position_ids)
     if cache is not None:
-        real = torch.ones(batch, length, dtype=torch.bool, device=h.device) if real is None else real
+        real = all_real if real is None else real
         cache.extend(real)
     if not behind:
         return Whole(packing, cache, real)

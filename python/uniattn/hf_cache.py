@@ -1,9 +1,11 @@
 """The cache of `modeling_uniattn.py` for the operators: keys and values in pages, laid out by the sharing plan."""
 
+from functools import cached_property
 from typing import Optional
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
 from uniattn.decoding import append_to_cache, read_cache
@@ -11,34 +13,53 @@ from uniattn.decoding import append_to_cache, read_cache
 PAGE = 64  # tokens
 
 
+def bounds(counts: Tensor) -> Tensor:
+    """The boundaries of packed sequences of these lengths, int32 [sequences + 1]."""
+    return pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
+
+
 class Layout:
-    """Where the tokens of a batch lie in the pages of the layers that have one window, while one pass is made.
+    """Where the tokens of one forward pass lie in the pages of the layers that have one window.
 
     Row b owns pages b * slots to (b + 1) * slots of a layer; its token t, padding not counted, lies in the
     (t // PAGE % slots)-th of them. `table` int32 [batch, slots] says so to the operators.
     """
 
-    def __init__(self, slots: int, window: Optional[int], lengths: Tensor):
-        """lengths: int32 [batch], the tokens of each row, those of this pass included."""
-        self.batch, self.slots, self.window, self.lengths = len(lengths), slots, window, lengths
+    def __init__(self, slots: int, window: Optional[int], lengths: Tensor, rows: Tensor, positions: Tensor):
+        """lengths: int32 [batch], the tokens of each row, those of this pass included; rows, positions: int64 [tokens] of
+        this pass.
+        """
+        self.batch, self.slots, self.window = len(lengths), slots, window
+        self.lengths, self.rows = lengths, rows
         self.table = torch.arange(self.batch * slots, dtype=torch.int32, device=lengths.device).view(self.batch, slots)
+        self.kept = None  # of the tokens that are written, where some are not
+        if window is not None and len(rows) > self.batch:  # a window may have passed some already
+            self.kept = (positions // PAGE > (lengths[rows] - 1) // PAGE - slots).nonzero().squeeze(1)
+            rows, positions = rows[self.kept], positions[self.kept]
+        self.written = self.places(rows, positions)
 
     def places(self, rows: Tensor, positions: Tensor) -> Tensor:
         """The places of tokens in a layer's pages, as the operators count them."""
         return (rows * self.slots + positions // PAGE % self.slots) * PAGE + positions % PAGE
 
-    def put(self, rows: Tensor, positions: Tensor) -> None:
-        """Sets which tokens :meth:`write` writes. Of those that a window has passed already only the last are kept."""
-        self.kept = None
-        if self.window is not None and positions.numel() > self.batch:
-            self.kept = (positions // PAGE > (self.lengths[rows] - 1) // PAGE - self.slots).nonzero().squeeze(1)
-            rows, positions = rows[self.kept], positions[self.kept]
-        self.written = self.places(rows, positions)
+    @cached_property
+    def sight(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the tokens of this pass see: the places of earlier ones; the order that puts these and the new ones row by
+        row; the boundaries of the rows then, int32 [batch + 1].
+        """
+        new = torch.bincount(self.rows, minlength=self.batch)
+        old = self.lengths - new
+        first = torch.zeros_like(old) if self.window is None else (old - self.window + 1).clamp(min=0)
+        counts = old - first
+        rows = torch.arange(self.batch, device=old.device).repeat_interleave(counts)
+        positions = torch.arange(len(rows), device=old.device) - (counts.cumsum(0) - counts - first)[rows]
+        order = torch.cat([rows, self.rows]).argsort(stable=True)
+        return self.places(rows, positions), order, bounds(counts + new)
 
     def write(self, pages: Optional[Tensor], x: Optional[Tensor]) -> Optional[Tensor]:
         """`pages` [batch * slots, kv_heads, PAGE, head_dim], made or enlarged where they must be, with x in them.
 
-        x [tokens, kv_heads, head_dim]: the tokens of `put`; None for a layer that keeps none.
+        x [tokens, kv_heads, head_dim]: the tokens of this pass; None for a layer that keeps none.
         """
         if x is None:
             return None
@@ -48,9 +69,10 @@ class Layout:
         append_to_cache(pages, x if self.kept is None else x[self.kept], self.written)
         return pages
 
-    def read(self, pages: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        """[tokens, kv_heads, head_dim]."""
-        return read_cache(self.enlarged(pages), self.places(rows, positions))
+    def read(self, pages: Tensor, x: Tensor) -> Tensor:
+        """[keys, kv_heads, head_dim], row by row: what the tokens of this pass see of `pages`, and x, which is theirs."""
+        places, order, _ = self.sight
+        return torch.cat([read_cache(self.enlarged(pages), places), x])[order]
 
     def enlarged(self, pages: Tensor) -> Tensor:
         """`pages` with room for `slots` of them in each row."""
@@ -97,8 +119,8 @@ class PagedCache(Cache):
             raise ValueError(f"the cache holds a batch of {len(self.real)}, and this one is of {len(real)}")
         self.real = real if self.real is None else torch.cat([self.real, real], 1)
 
-    def layout(self, window: Optional[int], lengths: Tensor) -> Layout:
-        """Of the layers with this window, with room for `lengths` int32 [batch] tokens; grows by a quarter."""
+    def layout(self, window: Optional[int], *tokens: Tensor) -> Layout:
+        """Of the layers with this window; tokens: lengths, rows and positions. Pages grow by a quarter."""
         pages = -(-self.get_seq_length() // PAGE)
         slots = self.slots.get(window, 0)
         if pages > slots:
@@ -106,7 +128,7 @@ class PagedCache(Cache):
         if window is not None and not self.keeps_past:
             slots = min(slots, (window + PAGE - 2) // PAGE + 1)
         self.slots[window] = slots
-        return Layout(slots, window, lengths)
+        return Layout(slots, window, *tokens)
 
     def update(self, k: Optional[Tensor], v: Optional[Tensor], layer_idx: int, layout: Layout):
         """Writes the packed tokens of this pass; the layer's pages of keys and of values, None without."""
