@@ -58,13 +58,14 @@ def serve(binary: Path, model: Path, tokens: int) -> list[int]:
     """The same of `uniattn serve` at each event of one streamed answer."""
     command = [str(binary), "serve", "--model", str(model), "--port", "0"]
     request = {"prompt": "the", "max_tokens": tokens, "temperature": 0, "stream": True}
+    request["stream_options"] = {"include_usage": True}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             line = next(line for line in process.stderr if "http://" in line)
             connection = HTTPConnection(line.split("http://")[1].split("/")[0])
-            connection.request("POST", "/v1/completions", json.dumps(request | {"stream_options": {"include_usage": True}}))
-            events = ((line, resident_kib(process.pid)) for line in connection.getresponse() if line.startswith(b"data: {"))
-            lines, memory = zip(*events)
+            connection.request("POST", "/v1/completions", json.dumps(request))
+            events = (line for line in connection.getresponse() if line.startswith(b"data: {"))
+            lines, memory = zip(*((line, resident_kib(process.pid)) for line in events))
         finally:
             process.terminate()
     made = json.loads(lines[-1][len("data: ") :])["usage"]["completion_tokens"]

@@ -1,8 +1,8 @@
 """The operators as an attention implementation of `modeling_uniattn.py`: attn_implementation="uniattn".
 
 A forward pass is one of three: :class:`Whole` sequences (training, evaluation, prompts), :class:`Chunk`, several tokens
-behind a cache, and :class:`Step`, one token behind a cache. Each layer hands its keys and values to `remember` and calls
-`attend`. Caches that are not a :class:`PagedCache` are for the PyTorch attention of `transformers`.
+behind a cache, and :class:`Step`, one token behind a cache. Each layer hands its keys and values to `remember` and then
+calls `attend`. With other caches than a :class:`PagedCache` the PyTorch attention of `transformers` runs.
 """
 
 from typing import NamedTuple, Optional
@@ -113,7 +113,7 @@ class Whole(Pass):
             heads = attend(patterns[module.place], packing.pack(v), module.head_index(q.device))
             return packing.unpack(heads, batch, length), None
         q, k, v = module.spread_heads(q, k, v)
-        if module.pattern_followers:  # followers bring the model's number of value heads; the operators want as many keys
+        if module.pattern_followers:  # as many heads as the values that followers bring, which are the model's
             k, v = (x.repeat_interleave(module.config.num_key_value_heads // x.shape[1], dim=1) for x in (k, v))
         heads, patterns = attention(
             packing.pack(q),

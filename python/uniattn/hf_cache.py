@@ -26,8 +26,8 @@ class Layout:
     """
 
     def __init__(self, slots: int, window: Optional[int], lengths: Tensor, rows: Tensor, positions: Tensor):
-        """lengths: int32 [batch], the tokens of each row, those of this pass included; rows, positions: int64 [tokens] of
-        this pass.
+        """lengths: int32 [batch], the tokens of each row, those of this pass included; rows and positions: int64 [tokens],
+        of this pass.
         """
         self.batch, self.slots, self.window = len(lengths), slots, window
         self.lengths, self.rows = lengths, rows
@@ -44,8 +44,8 @@ class Layout:
 
     @cached_property
     def sight(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What the tokens of this pass see: the places of earlier ones; the order that puts these and the new ones row by
-        row; the boundaries of the rows then, int32 [batch + 1].
+        """What the tokens of this pass see: the places of earlier ones; the order that puts these and the new ones row
+        by row; the boundaries of the rows then, int32 [batch + 1].
         """
         new = torch.bincount(self.rows, minlength=self.batch)
         old = self.lengths - new
@@ -70,7 +70,7 @@ class Layout:
         return pages
 
     def read(self, pages: Tensor, x: Tensor) -> Tensor:
-        """[keys, kv_heads, head_dim], row by row: what the tokens of this pass see of `pages`, and x, which is theirs."""
+        """What the tokens of this pass see, row by row [keys, kv_heads, head_dim]; x is their own."""
         places, order, _ = self.sight
         return torch.cat([read_cache(self.enlarged(pages), places), x])[order]
 

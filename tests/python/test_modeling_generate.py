@@ -171,12 +171,14 @@ def test_the_cache_is_laid_out_by_the_plan(tmp_path):
 
 def test_a_window_bounds_the_cache(tmp_path):
     model = load(make(tmp_path, "mistral"))
-    generated = model.generate(
-        torch.tensor(prompts([300, 300])), max_new_tokens=200, min_new_tokens=200, pad_token_id=0, return_dict_in_generate=True
-    )
-    assert {len(layer.values) for layer in generated.past_key_values.layers} == {2 * 2}  # 40 tokens: two pages each
+    options = {"eos_token_id": None, "do_sample": False}  # and no pad token, which would be taken for padding
+    prompt = torch.tensor(prompts([300, 300]))
+    first = model.generate(prompt, max_new_tokens=150, return_dict_in_generate=True, **options)
+    assert {len(layer.values) for layer in first.past_key_values.layers} == {2 * 2}  # 40 tokens: two pages for each row
+    more = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=30, **options)
+    assert torch.equal(more, model.generate(prompt, max_new_tokens=180, **options))
     with pytest.raises(RuntimeError, match="activate_past_recording"):
-        generated.past_key_values.crop(-3)
+        first.past_key_values.crop(-3)
 
 
 def test_rows_of_the_cache(tmp_path):

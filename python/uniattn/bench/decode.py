@@ -3,9 +3,9 @@
     uniattn bench decode                                            # a small model, seconds
     uniattn bench decode --shape 1b --dtype bfloat16 --context 4096 16384 --batch 1 4 --csv decode.csv --plot decode.png
 
-The past is random keys and values, not read text. Sides take turns in one run; times are medians over the rounds. With
---compile transformers takes part twice, and its faster side counts. The limit is the time that the bytes of weights and
-cache take at the speed at which this machine reads memory, measured in the same run.
+The past is random keys and values, not read text. Sides take turns in one run; times are medians over the rounds.
+transformers takes part with two attentions, with --compile compiled as well, and its fastest side counts. The limit is the
+time that the bytes of weights and cache take at the speed at which this machine reads memory, measured in the same run.
 """
 
 import statistics
@@ -104,7 +104,7 @@ def main(argv):
     torch.set_num_threads(args.threads)
     rows = []
     with tempfile.TemporaryDirectory(prefix="uniattn-bench-") as work:
-        sides = make_sides(args, max(args.context) + 4096, Path(work))
+        sides = make_sides(args, max(args.context) + 4096, Path(work), ["sdpa", "eager"])
         speed = memory_speed()
         print(f"{args.shape} Llama of random weights, {args.dtype}, {args.threads} threads; memory reads {speed / 1e9:.1f} GB/s\n{conditions()}\n")
         for batch in args.batch:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 import uniattn
 from uniattn import _library
@@ -112,11 +112,6 @@ class Ours:
     @property
     def cache_bytes(self) -> int:
         return self.passes.cache_bytes
-
-
-def load_base(folder: Path, dtype: str):
-    """The base in transformers, with its fastest attention."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
 
 
 class Transformers:

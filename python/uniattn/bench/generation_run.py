@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM
 
-from uniattn.bench.generation_arms import ARMS, SHAPES, Ours, Transformers, load_base, write_arm, write_base
+from uniattn.bench.generation_arms import ARMS, SHAPES, Ours, Transformers, write_arm, write_base
 from uniattn.bench.report import markdown, write_csv
 
 
@@ -25,19 +26,21 @@ def make_parser(name: str, description: str, arms: list[str], batch: list[int]) 
     return parser
 
 
-def make_sides(args: argparse.Namespace, positions: int, work: Path) -> dict:
-    """The models under `work`, loaded: what takes turns, the base first."""
+def make_sides(args: argparse.Namespace, positions: int, work: Path, attentions: list[str]) -> dict:
+    """The models under `work`, loaded: what takes turns, the base first; `attentions` of transformers."""
     arms = list(dict.fromkeys(["base", *args.arms]))
     folders = {arm: work / arm for arm in arms}
     write_base(folders["base"], args.shape, getattr(torch, args.dtype), positions)
     for arm in arms[1:]:
         write_arm(folders[arm], folders["base"], arm)
     sides = {arm: Ours(folder, args.dtype) for arm, folder in folders.items()}
-    if not args.no_transformers:
-        model = load_base(folders["base"], args.dtype)
-        sides["transformers"] = Transformers(model, compiled=False)
+    for attention in [] if args.no_transformers else attentions:
+        model = AutoModelForCausalLM.from_pretrained(
+            folders["base"], dtype=getattr(torch, args.dtype), attn_implementation=attention
+        )
+        sides[f"transformers, {attention}"] = Transformers(model, compiled=False)
         if args.compile:
-            sides["transformers, compiled"] = Transformers(model, compiled=True)
+            sides[f"transformers, {attention}, compiled"] = Transformers(model, compiled=True)
     return sides
 
 

@@ -98,7 +98,7 @@ def main(argv):
     torch.set_num_threads(args.threads)
     rows = []
     with tempfile.TemporaryDirectory(prefix="uniattn-bench-") as work:
-        sides = make_sides(args, max(args.prompt), Path(work))
+        sides = make_sides(args, max(args.prompt), Path(work), ["sdpa"])
         print(f"{args.shape} Llama of random weights, {args.dtype}, {args.threads} threads, chunks of {args.chunk}\n{conditions()}\n")
         for batch in args.batch:
             for prompt in args.prompt:
