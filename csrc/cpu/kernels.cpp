@@ -13,6 +13,7 @@
   void fill_cross_entropy(Kernels& table);      \
   void fill_decode(Kernels& table);             \
   void fill_streaming_linear(Kernels& table);   \
+  void fill_double_linear(Kernels& table);      \
   static Kernels table() {                      \
     Kernels result{};                           \
     fill_attention(result);                     \
@@ -21,6 +22,7 @@
     fill_cross_entropy(result);                 \
     fill_decode(result);                        \
     fill_streaming_linear(result);              \
+    fill_double_linear(result);                 \
     return result;                              \
   }                                             \
   }

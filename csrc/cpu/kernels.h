@@ -209,6 +209,15 @@ struct StreamingLinearArgs {
   void* out;
 };
 
+// x W^T in float64. out [rows, width], width a multiple of kDoubleColumns.
+struct DoubleLinearArgs {
+  const double *x, *weight;  // [rows, depth], [width, depth], both contiguous
+  int64_t rows, depth, width;
+  double* out;
+};
+inline constexpr int64_t kDoubleColumns = 8;
+inline constexpr int64_t kDoubleStrip = 32;  // columns of the result that are best computed together
+
 struct Kernels {
   bool multiplies_bfloat16;  // whether packed copies may be bfloat16
   // Copies one tile of a head; `packed` is the head's copy.
@@ -243,6 +252,8 @@ struct Kernels {
   void (*decode_merge)(const DecodeMergeArgs&);
   // Columns [begin, end) of the result.
   void (*streaming_linear)(const StreamingLinearArgs&, int64_t begin, int64_t end);
+  // Columns [begin, end) of the result, multiples of kDoubleColumns. Null without AVX-512.
+  void (*double_linear)(const DoubleLinearArgs&, int64_t begin, int64_t end);
 };
 
 const Kernels& kernels();

@@ -1,6 +1,6 @@
-// x W^T: a few rows by a kernel of our own that streams W, more in float32 through oneDNN. PyTorch gives float32
-// products to MKL, which on processors of other makers than Intel runs at half of what they can do (its AVX2 code); its
-// oneDNN does not.
+// x W^T: a few rows by a kernel of our own that streams W, more in float32 through oneDNN, in float64 by another kernel
+// of our own. PyTorch gives such products to MKL, which on processors of other makers than Intel runs at half of what
+// they can do (its AVX2 code).
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
@@ -55,9 +55,42 @@ Tensor streaming_linear(const Tensor& x, const Tensor& weight) {
   return out;
 }
 
+bool mkl_runs_slow_code() {
+#if defined(__x86_64__)
+  return !__builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
+bool suits_double_linear(const Tensor& x, const Tensor& weight) {
+  return x.scalar_type() == at::kDouble && kernels().double_linear != nullptr && mkl_runs_slow_code() &&
+         x.numel() >= kFewRows * x.size(-1) && weight.size(0) % kDoubleColumns == 0 &&
+         x.numel() * weight.size(0) >= kWorthIt;
+}
+
+Tensor double_linear(const Tensor& x, const Tensor& weight) {
+  const Tensor rows = x.contiguous(), columns = weight.contiguous();
+  auto sizes = x.sizes().vec();
+  sizes.back() = weight.size(0);
+  Tensor out = at::empty(sizes, x.options());
+  const DoubleLinearArgs args{rows.const_data_ptr<double>(),
+                              columns.const_data_ptr<double>(),
+                              x.numel() / x.size(-1),
+                              x.size(-1),
+                              weight.size(0),
+                              out.mutable_data_ptr<double>()};
+  const int64_t strips = (args.width + kDoubleStrip - 1) / kDoubleStrip;
+  at::parallel_for(0, strips, 1, [&](int64_t begin, int64_t end) {
+    kernels().double_linear(args, begin * kDoubleStrip, std::min(end * kDoubleStrip, args.width));
+  });
+  return out;
+}
+
 Tensor linear(const Tensor& x, const Tensor& weight) {
   check_linear(x, weight);
   if (streams(x, weight)) return streaming_linear(x, weight);
+  if (suits_double_linear(x, weight)) return double_linear(x, weight);
   const bool suits = x.scalar_type() == at::kFloat && x.numel() * weight.size(0) >= kWorthIt;
   if (!suits || !at::globalContext().userEnabledMkldnn() || !one_dnn_linear()) return at::linear(x, weight);
   return one_dnn_linear()->call(x, weight, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), std::nullopt);

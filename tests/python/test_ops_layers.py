@@ -91,6 +91,16 @@ def test_linear_has_second_derivatives():
     assert torch.autograd.gradgradcheck(uniattn.linear, [x, weight])
 
 
+@pytest.mark.parametrize("rows, depth, width", [(32, 300, 40), (37, 1025, 8), (130, 256, 264), (64, 600, 41)])
+def test_products_in_float64(rows, depth, width):
+    """The sums of the calibration: more than one strip and block of depth, what is left over of them, any strides."""
+    x, weight = draw(rows, depth), draw(width, depth, seed=1)
+    exact = torch.from_numpy((x.numpy().astype("longdouble") @ weight.numpy().T.astype("longdouble")).astype("float64"))
+    close = {"rtol": 0, "atol": 1e-13 * depth**0.5}
+    torch.testing.assert_close(uniattn.linear(x, weight), exact, **close)
+    torch.testing.assert_close(uniattn.linear(x.t().contiguous().t(), weight.t().contiguous().t()), exact, **close)
+
+
 def test_compensated_output():
     o, w_o, x, w_c = draw(7, 6), draw(4, 6, seed=1), draw(7, 4, seed=2), draw(4, 4, seed=3)
     torch.testing.assert_close(uniattn.compensated_output(o, w_o, x, w_c), o @ w_o.T + x @ w_c.T)

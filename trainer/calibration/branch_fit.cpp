@@ -37,11 +37,7 @@ class Fitter {
         group_(group) {}
 
   BranchFit run() {
-    const SplitGram sums = sums_.gather(problem_.start);
-    Candidate best = judged({.branch = problem_.start, .factors = {}}, sums);
-    if (!std::isfinite(best.held_out_error)) fail("activations are not finite");
-    if (inputs_ > 0) values_.know_inputs(sums.fitted.block(heads_, inputs_).ff);
-    consider(solved(problem_.start, sums), best);
+    Candidate best = begin();
     if (fit_.head_map) improve_map(best);
     if (fit_.value) take_turns(best);
     return best.fit;
@@ -50,6 +46,16 @@ class Fitter {
  private:
   static void consider(Candidate candidate, Candidate& best) {
     if (candidate.held_out_error < best.held_out_error) best = std::move(candidate);
+  }
+
+  // The start, or W_o and W_c fitted to it where that is better.
+  Candidate begin() {
+    const SplitGram sums = sums_.gather(problem_.start);
+    Candidate best = judged({.branch = problem_.start, .factors = {}}, sums);
+    if (!std::isfinite(best.held_out_error)) fail("activations are not finite");
+    if (inputs_ > 0) values_.know_inputs(sums.fitted.block(heads_, inputs_).ff.clone());  // not a view of it all
+    consider(solved(problem_.start, sums), best);
+    return best;
   }
 
   // Fits the map that a search from `best` brings up.

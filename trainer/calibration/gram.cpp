@@ -11,12 +11,16 @@ namespace {
 
 constexpr int64_t kPanel = 256;
 
-// A B^T, in float64 on the CPU.
-at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
-  return (a.scalar_type() == at::kDouble ? at::mm(a, b.t()) : uniattn::linear(a, b)).to(at::kCPU, at::kDouble);
+// A B^T on the CPU, computed where and in what they are.
+at::Tensor row_products(const at::Tensor& a, const at::Tensor& b) {
+  return uniattn::linear(a, b).to(at::kCPU, at::kDouble);
 }
 
 }  // namespace
+
+at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
+  return uniattn::linear(a, b.t());
+}
 
 Gram::Gram(int64_t features, int64_t targets)
     : ff(at::zeros({features, features}, at::kDouble)), fy(at::zeros({features, targets}, at::kDouble)) {}
@@ -27,10 +31,10 @@ void Gram::add(const at::Tensor& f, const at::Tensor& y, at::ScalarType precisio
   for (int64_t begin = 0; begin < ff.size(0); begin += kPanel) {
     const int64_t width = std::min(kPanel, ff.size(0) - begin), below = begin + width, rest = ff.size(0) - below;
     at::Tensor panel = ff.narrow(0, begin, width + rest).narrow(1, begin, width);
-    panel += product(features.narrow(0, begin, width + rest), features.narrow(0, begin, width));
+    panel += row_products(features.narrow(0, begin, width + rest), features.narrow(0, begin, width));
     ff.narrow(0, begin, width).narrow(1, below, rest).copy_(panel.narrow(0, width, rest).t());
   }
-  fy += product(features, targets);
+  fy += row_products(features, targets);
   yy += targets.square().sum(at::kDouble).item<double>();
 }
 
@@ -40,14 +44,15 @@ void Gram::all_reduce(ProcessGroup& group) {
   yy = group.sum(yy);
 }
 
-double Gram::error(const at::Tensor& w) const {
-  return yy - 2 * (w * fy).sum().item<double>() + (w * at::mm(ff, w)).sum().item<double>();
+double Gram::error(const at::Tensor& w, const at::Tensor& ffw) const {
+  return yy - 2 * (w * fy).sum().item<double>() + (w * ffw).sum().item<double>();
 }
 
 Gram Gram::residual(const at::Tensor& w) const {
+  const at::Tensor ffw = product(ff, w);
   Gram result = *this;
-  result.fy = fy - at::mm(ff, w);
-  result.yy = error(w);
+  result.fy = fy - ffw;
+  result.yy = error(w, ffw);
   return result;
 }
 

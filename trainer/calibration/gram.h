@@ -6,6 +6,9 @@
 
 namespace uniattn {
 
+// A B in float64, at the processor's full speed.
+at::Tensor product(const at::Tensor& a, const at::Tensor& b);
+
 class Gram {
  public:
   Gram(int64_t features, int64_t targets);
@@ -16,7 +19,7 @@ class Gram {
   void all_reduce(ProcessGroup& group);
 
   // ||Y - F W||^2 for w [features, targets] float64.
-  double error(const at::Tensor& w) const;
+  double error(const at::Tensor& w) const { return error(w, product(ff, w)); }
 
   // The same features against what F W leaves of Y.
   Gram residual(const at::Tensor& w) const;
@@ -26,6 +29,9 @@ class Gram {
   at::Tensor ff;  // [features, features]
   at::Tensor fy;  // [features, targets]
   double yy = 0;  // ||Y||^2
+
+ private:
+  double error(const at::Tensor& w, const at::Tensor& ffw) const;
 };
 
 }  // namespace uniattn

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "calibration/branch_sums.h"
 #include "calibration/head_screen.h"
@@ -27,38 +28,56 @@ at::Tensor pick(const at::Tensor& m, const at::Tensor& rows, const at::Tensor& c
   return m.index_select(0, rows).index_select(1, columns);
 }
 
-// What is left of the features `inside` and of the target when `b` [outside, inside + targets] times the features
-// `outside` is taken from them.
-Gram without(const Gram& sums, const at::Tensor& outside, const at::Tensor& inside, const at::Tensor& b) {
-  const at::Tensor bz = b.narrow(1, 0, inside.size(0)), by = b.narrow(1, inside.size(0), sums.fy.size(1));
-  const at::Tensor oz = pick(sums.ff, outside, inside), oy = sums.fy.index_select(0, outside);
-  const at::Tensor cross = at::mm(bz.t(), oz), square = at::mm(bz.t(), pick(sums.ff, outside, outside));
-  Gram left(0, 0);
-  left.ff = pick(sums.ff, inside, inside) - cross - cross.t() + at::mm(square, bz);
-  left.fy = sums.fy.index_select(0, inside) - at::mm(oz.t(), by) - at::mm(bz.t(), oy) + at::mm(square, by);
-  return left;
+// Sums of some features, those inside, against the others and the target Y.
+struct Parts {
+  at::Tensor inside;   // F_i^T [F_i, Y]
+  at::Tensor outside;  // F_o^T [F_i, Y]
+  at::Tensor square;   // F_o^T F_o
+};
+
+Parts parts_of(const Gram& sums, const at::Tensor& outside, const at::Tensor& inside) {
+  return {at::cat({pick(sums.ff, inside, inside), sums.fy.index_select(0, inside)}, 1),
+          at::cat({pick(sums.ff, outside, inside), sums.fy.index_select(0, outside)}, 1),
+          pick(sums.ff, outside, outside)};
+}
+
+// The first `inside` features and the rest.
+Parts parts_at(const Gram& sums, int64_t inside) {
+  const at::Tensor all = at::cat({sums.ff.narrow(1, 0, inside), sums.fy}, 1);
+  const int64_t outside = sums.ff.size(0) - inside;
+  return {all.narrow(0, 0, inside), all.narrow(0, inside, outside),
+          sums.ff.narrow(0, inside, outside).narrow(1, inside, outside)};
+}
+
+Gram gram_of(const at::Tensor& inside) {
+  const int64_t features = inside.size(0);
+  Gram sums(0, 0);
+  sums.ff = inside.narrow(1, 0, features);
+  sums.fy = inside.narrow(1, features, inside.size(1) - features);
+  return sums;
+}
+
+// What is left of the features inside and of the target when `b` [outside, inside + targets] times the features outside
+// is taken from them. Overwrites parts.inside.
+Gram without(const Parts& parts, const at::Tensor& b) {
+  const int64_t inside = parts.inside.size(0);
+  const at::Tensor left = parts.outside - product(parts.square, b);
+  return gram_of(parts.inside.sub_(product(parts.outside.narrow(1, 0, inside).t(), b))
+                     .sub_(product(b.narrow(1, 0, inside).t(), left)));
 }
 
 // The same where `b` solves the ridge problem of the features outside: what is left is the ridge problem of those
 // inside, with their own ridge still to be added.
-Gram eliminated(const Gram& sums, const at::Tensor& outside, const at::Tensor& inside, const at::Tensor& b) {
-  const at::Tensor zo = pick(sums.ff, inside, outside);
-  Gram left(0, 0);
-  left.ff = pick(sums.ff, inside, inside) - at::mm(zo, b.narrow(1, 0, inside.size(0)));
-  left.fy = sums.fy.index_select(0, inside) - at::mm(zo, b.narrow(1, inside.size(0), sums.fy.size(1)));
-  return left;
+Gram eliminated(const Parts& parts, const at::Tensor& b) {
+  return gram_of(parts.inside.sub_(product(parts.outside.narrow(1, 0, parts.inside.size(0)).t(), b)));
 }
 
-// Both, with the outside features' least squares on the fitted rows under `ridge` times `unit`.
-SplitGram project_out(const SplitGram& sums, const at::Tensor& outside, const at::Tensor& inside, double unit,
-                      double ridge) {
-  const Gram& fitted = sums.fitted;
-  const at::Tensor oo = pick(fitted.ff, outside, outside);
+// The outside features' least squares for the others and the target, under `ridge` times `unit`.
+at::Tensor solve_outside(const Parts& fitted, double unit, double ridge) {
   const at::Tensor b =
-      solve_regularised(oo, at::cat({pick(fitted.ff, outside, inside), fitted.fy.index_select(0, outside)}, 1),
-                        at::full({outside.size(0)}, unit, at::kDouble), ridge);
+      solve_regularised(fitted.square, fitted.outside, at::full({fitted.square.size(0)}, unit, at::kDouble), ridge);
   if (!b.defined()) fail("activations are not finite");
-  return {eliminated(fitted, outside, inside, b), without(sums.held_out, outside, inside, b)};
+  return b;
 }
 
 double mean_diagonal(const at::Tensor& ff) {
@@ -92,11 +111,12 @@ class MapSearch {
       (some.held_out ? sums_.held_out : sums_.fitted).add(scaled(some, at::cat(features, 1)), some.target, at::kFloat);
     });
     for (Gram* sums : {&sums_.fitted, &sums_.held_out}) sums->all_reduce(group);
-    const at::Tensor all = at::arange(width + inputs, at::kLong);
     unit_ = mean_diagonal(sums_.fitted.block(0, width).ff);
-    if (inputs > 0)
-      sums_ = project_out(sums_, all.narrow(0, width, inputs), all.narrow(0, 0, width),
-                          mean_diagonal(sums_.fitted.block(width, inputs).ff), refit_.ridge);
+    if (inputs == 0) return;
+    const at::Tensor b =
+        solve_outside(parts_at(sums_.fitted, width), mean_diagonal(sums_.fitted.block(width, inputs).ff), refit_.ridge);
+    sums_.fitted = eliminated(parts_at(sums_.fitted, width), b);  // one after the other: they are large
+    sums_.held_out = without(parts_at(sums_.held_out, width), b);
   }
 
   // Descends from `map`. With `matches`, also notes the best leader head of every head while the others stay.
@@ -151,7 +171,11 @@ class MapSearch {
         for (const int64_t column : columns_of(other, of_group(map, other, per_group_))) others.push_back(column);
     const at::Tensor outside = at::tensor(others, at::kLong),
                      inside = at::tensor(columns_of(g, candidates_[g]), at::kLong);
-    if (refit_.output) return project_out(sums_, outside, inside, unit_, refit_.ridge);
+    const Parts fitted = parts_of(sums_.fitted, outside, inside), held_out = parts_of(sums_.held_out, outside, inside);
+    if (refit_.output) {
+      const at::Tensor b = solve_outside(fitted, unit_, refit_.ridge);
+      return {eliminated(fitted, b), without(held_out, b)};
+    }
     const int64_t width = per_group_ * head_dim_, begin = g * width;
     const at::Tensor w =
         at::cat({branch_.o.narrow(1, 0, begin), branch_.o.narrow(1, begin + width, branch_.o.size(1) - begin - width)},
@@ -159,7 +183,7 @@ class MapSearch {
             .t()
             .to(at::kCPU, at::kDouble);
     const at::Tensor b = at::cat({at::zeros({w.size(0), inside.size(0)}, at::kDouble), w}, 1);
-    return {without(sums_.fitted, outside, inside, b), without(sums_.held_out, outside, inside, b)};
+    return {without(fitted, b), without(held_out, b)};
   }
 
   // Held-out error, up to a constant, of these columns with W_o refitted, or as it is: `o` [D, columns].
@@ -173,7 +197,7 @@ class MapSearch {
       w = o.t().to(at::kCPU, at::kDouble);
     }
     const Gram& held = sums.held_out;
-    return (w * (at::mm(pick(held.ff, columns, columns), w) - 2 * held.fy.index_select(0, columns)))
+    return (w * (product(pick(held.ff, columns, columns), w) - 2 * held.fy.index_select(0, columns)))
         .sum()
         .item<double>();
   }

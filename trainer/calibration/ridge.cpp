@@ -20,15 +20,15 @@ class RidgePath {
     const auto [values, vectors] = at::linalg_eigh(fitted.ff * scale_ * scale_.t());
     values_ = values.clamp_min(0);
     basis_ = scale_ * vectors;
-    projected_ = at::mm(basis_.t(), fitted.fy);
+    projected_ = product(basis_.t(), fitted.fy);
   }
 
-  at::Tensor solution(double ridge) const { return at::mm(basis_, projected_ / (values_ + ridge).unsqueeze(1)); }
+  at::Tensor solution(double ridge) const { return product(basis_, projected_ / (values_ + ridge).unsqueeze(1)); }
 
   // ||Y - F W||^2 on other rows, for every ridge.
   std::vector<double> errors(const Gram& rows, const std::vector<double>& ridges) const {
-    const at::Tensor linear = (projected_ * at::mm(basis_.t(), rows.fy)).sum(1);
-    const at::Tensor quadratic = at::mm(basis_.t(), at::mm(rows.ff, basis_)) * at::mm(projected_, projected_.t());
+    const at::Tensor linear = (projected_ * product(basis_.t(), rows.fy)).sum(1);
+    const at::Tensor quadratic = product(basis_.t(), product(rows.ff, basis_)) * product(projected_, projected_.t());
     std::vector<double> result;
     for (const double ridge : ridges) {
       const at::Tensor g = 1 / (values_ + ridge);
@@ -48,7 +48,7 @@ at::Tensor last_block(const RidgeSolution& solution, int64_t block) {
 // (F W)^T F W over the rows that were fitted, for the last features: w [block, targets].
 at::Tensor fitted_products(const at::Tensor& w, const Gram& fitted) {
   const int64_t block = w.size(0), before = fitted.ff.size(0) - block;
-  return at::mm(w.t(), at::mm(fitted.ff.narrow(0, before, block).narrow(1, before, block), w));
+  return product(w.t(), product(fitted.ff.narrow(0, before, block).narrow(1, before, block), w));
 }
 
 }  // namespace
@@ -93,7 +93,7 @@ LowRank reduce_last_block(const RidgeSolution& solution, const Gram& fitted, int
   // Project the fitted values on their `rank` strongest directions; eigenvalues ascend.
   const at::Tensor directions =
       std::get<1>(at::linalg_eigh(fitted_products(w, fitted))).narrow(1, w.size(1) - rank, rank).contiguous();
-  return {directions, at::mm(w, directions).t().contiguous()};
+  return {directions, product(w, directions).t().contiguous()};
 }
 
 at::Tensor energies_of_last_block(const RidgeSolution& solution, const Gram& fitted, int64_t block) {

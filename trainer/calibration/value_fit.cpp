@@ -91,11 +91,11 @@ class ValueProblem {
   at::Tensor adjoint(const FitRows& rows, const at::Tensor& g) const {
     const at::Tensor gs = scaled(rows, g);
     const at::Tensor& q = rows.probs->q;
-    const at::Tensor heads = at::mm(gs, branch_.o).view({q.size(0), -1, q.size(2)});
+    const at::Tensor heads = uniattn::linear(gs, branch_.o.t()).view({q.size(0), -1, q.size(2)});
     const at::Tensor dv =
         attend_backward_value(*rows.probs, heads, head_map_tensor(branch_.head_map, q.device())).flatten(1);
-    at::Tensor sum = at::mm(dv.t(), rows.x);
-    if (compensation_) sum = at::cat({sum, at::mm(gs.t(), rows.x)});
+    at::Tensor sum = uniattn::linear(dv.t(), rows.x.t());
+    if (compensation_) sum = at::cat({sum, uniattn::linear(gs.t(), rows.x.t())});
     return sum.to(at::kCPU, at::kDouble);
   }
 

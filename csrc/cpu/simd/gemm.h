@@ -1,9 +1,9 @@
 // Small matrix products of tiles that live in cache: C [m, n] (+)= A B, float32, n a multiple of kColumnMultiple.
 //
-// The elements of A and B are float, or pairs of bfloat16 that one instruction multiplies and sums. B is stored
-// "paired", [k / kPair][n][kPair]: for float that is by rows. A is read one scalar (or pair) at a time and broadcast,
-// so it may be stored by rows, [m][k], or paired, [k / kPair][m][kPair], at the same speed: no float tile is ever
-// transposed. Where k is odd, the last pair is completed by zeros in both.
+// The elements of A and B are float, or pairs of bfloat16 that one instruction multiplies and sums, or all is double. B
+// is stored "paired", [k / kPair][n][kPair]: for float that is by rows. A is read one scalar (or pair) at a time and
+// broadcast, so it may be stored by rows, [m][k], or paired, [k / kPair][m][kPair], at the same speed: no float tile is
+// ever transposed. Where k is odd, the last pair is completed by zeros in both.
 #pragma once
 #include "cpu/simd/vec.h"
 
@@ -21,15 +21,31 @@ struct Element;
 
 template <>
 struct Element<float> {
+  using Out = float;
+  using Sum = Vec;
   static constexpr int64_t kPair = 1;
   static Vec row(const float* p) { return load(p); }
   static Vec repeated(const float* p) { return broadcast(*p); }
   static Vec add_product(Vec sum, Vec a, Vec b) { return sum + a * b; }
 };
 
+#if defined(__AVX512F__)
+template <>
+struct Element<double> {
+  using Out = double;
+  using Sum = DoubleVec;
+  static constexpr int64_t kPair = 1;
+  static DoubleVec row(const double* p) { return load(p); }
+  static DoubleVec repeated(const double* p) { return *p - DoubleVec{}; }
+  static DoubleVec add_product(DoubleVec sum, DoubleVec a, DoubleVec b) { return sum + a * b; }
+};
+#endif
+
 #if defined(__AVX512BF16__)
 template <>
 struct Element<BFloat16> {
+  using Out = float;
+  using Sum = Vec;
   static constexpr int64_t kPair = 2;
   static Int row(const BFloat16* p) { return load_words(p); }
   static Int repeated(const BFloat16* p) { return Int{} + *reinterpret_cast<const LooseWord*>(p); }
@@ -39,20 +55,25 @@ struct Element<BFloat16> {
 
 enum class Layout { kRows, kPaired };
 
-// C [rows, vectors * kLanes] (+)= A B, with the whole of A B in registers: they start at zero even where C is added to,
-// because two ways to start make the compiler go through memory.
+template <class E>
+using Out = typename Element<E>::Out;
+template <class E>
+inline constexpr int64_t kOutLanes = sizeof(typename Element<E>::Sum) / sizeof(Out<E>);  // columns of a vector
+
+// C [rows, vectors * kOutLanes] (+)= A B, with the whole of A B in registers: they start at zero even where C is added
+// to, because two ways to start make the compiler go through memory.
 template <class E, Layout layout, int rows, int vectors>
-inline void multiply_step(const E* a, int64_t lda, const E* b, int64_t ldb, float* c, int64_t ldc, int64_t k,
+inline void multiply_step(const E* a, int64_t lda, const E* b, int64_t ldb, Out<E>* c, int64_t ldc, int64_t k,
                           bool accumulate) {
   using Op = Element<E>;
   constexpr int64_t pair = Op::kPair;
-  Vec sum[rows][vectors];
+  typename Op::Sum sum[rows][vectors];
   for (int i = 0; i < rows; ++i) {
-    for (int j = 0; j < vectors; ++j) sum[i][j] = Vec{};
+    for (int j = 0; j < vectors; ++j) sum[i][j] = typename Op::Sum{};
   }
   for (int64_t p = 0; p * pair < k; ++p) {
     decltype(Op::row(b)) row[vectors];
-    for (int j = 0; j < vectors; ++j) row[j] = Op::row(b + (p * ldb + j * kLanes) * pair);
+    for (int j = 0; j < vectors; ++j) row[j] = Op::row(b + (p * ldb + j * kOutLanes<E>)*pair);
     for (int i = 0; i < rows; ++i) {
       const auto factor = Op::repeated(layout == Layout::kRows ? a + i * lda + p * pair : a + (p * lda + i) * pair);
       for (int j = 0; j < vectors; ++j) sum[i][j] = Op::add_product(sum[i][j], factor, row[j]);
@@ -60,7 +81,7 @@ inline void multiply_step(const E* a, int64_t lda, const E* b, int64_t ldb, floa
   }
   for (int i = 0; i < rows; ++i) {
     for (int j = 0; j < vectors; ++j) {
-      float* out = c + i * ldc + j * kLanes;
+      Out<E>* out = c + i * ldc + j * kOutLanes<E>;
       store(out, accumulate ? load(out) + sum[i][j] : sum[i][j]);
     }
   }
@@ -68,7 +89,7 @@ inline void multiply_step(const E* a, int64_t lda, const E* b, int64_t ldb, floa
 
 // All rows of one strip of columns, as many at a time as fit; the rest in one smaller step where it can.
 template <class E, Layout layout, int vectors, int rows>
-inline void multiply_strip(const E* a, int64_t lda, const E* b, int64_t ldb, float* c, int64_t ldc, int64_t m,
+inline void multiply_strip(const E* a, int64_t lda, const E* b, int64_t ldb, Out<E>* c, int64_t ldc, int64_t m,
                            int64_t k, bool accumulate) {
   const int64_t step = layout == Layout::kRows ? lda : Element<E>::kPair;
   int64_t i = 0;
@@ -85,9 +106,9 @@ inline void multiply_strip(const E* a, int64_t lda, const E* b, int64_t ldb, flo
 
 // lda is the allocated k of an A by rows or the allocated m of a paired one, ldb the allocated n of B, ldc that of C.
 template <class E, Layout layout, int vectors = kVectorsPerStep>
-void multiply(const E* a, int64_t lda, const E* b, int64_t ldb, float* c, int64_t ldc, int64_t m, int64_t n, int64_t k,
+void multiply(const E* a, int64_t lda, const E* b, int64_t ldb, Out<E>* c, int64_t ldc, int64_t m, int64_t n, int64_t k,
               bool accumulate) {
-  constexpr int64_t wide = vectors * kLanes;
+  constexpr int64_t wide = vectors * kOutLanes<E>;
   constexpr int rows = kAccumulators / vectors < 12 ? kAccumulators / vectors : 12;
   for (; n >= wide; n -= wide, b += wide * Element<E>::kPair, c += wide) {
     multiply_strip<E, layout, vectors, rows>(a, lda, b, ldb, c, ldc, m, k, accumulate);

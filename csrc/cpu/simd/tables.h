@@ -12,6 +12,7 @@ void fill_layers(Kernels& table);
 void fill_cross_entropy(Kernels& table);
 void fill_decode(Kernels& table);
 void fill_streaming_linear(Kernels& table);
+void fill_double_linear(Kernels& table);
 }  // namespace UNIATTN_ISA
 
 }  // namespace uniattn::cpu

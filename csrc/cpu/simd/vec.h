@@ -73,6 +73,18 @@ inline void store(BFloat16* p, Vec x) {
 #endif
 }
 
+#if defined(__AVX512F__)
+using DoubleVec = double __attribute__((vector_size(kLanes * 4)));
+using LooseDoubleVec = double __attribute__((vector_size(kLanes * 4), aligned(8), may_alias));
+
+inline DoubleVec load(const double* p) {
+  return *reinterpret_cast<const LooseDoubleVec*>(p);
+}
+inline void store(double* p, DoubleVec x) {
+  *reinterpret_cast<LooseDoubleVec*>(p) = x;
+}
+#endif
+
 // Words of 32 bits, whatever they hold: a float or two bfloat16.
 template <class T>
 inline Int load_words(const T* p) {
