@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=2 .venv/bin/python scripts/bench_transformers.py --prompt 4096
 
-SDPA and a cache that grows where nothing else is said. Sides take turns; times are medians over the rounds, for a further
-token over the medians within a round. Besides, how many tokens are the same with the operators and without.
+SDPA and a cache that grows where nothing else is said. Sides take turns; times are medians over the rounds, for a
+further token over the medians within a round. Besides, how many tokens are the same with the operators and without.
 """
 
 import argparse
@@ -92,10 +92,10 @@ def main():
     print(f"{conditions()}\n")
     median = lambda times: statistics.median(times[1:])  # the first round warms up
     ours = "groups of 4, operators"
-    rows = [
-        [name, f"{median(firsts[name]):.0f}", f"{median(steps[name]):.1f}", f"{median(steps[name]) / median(steps[ours]):.2f}"]
-        for name in sides
-    ]
+    rows = []
+    for name in sides:
+        step = median(steps[name])
+        rows.append([name, f"{median(firsts[name]):.0f}", f"{step:.1f}", f"{step / median(steps[ours]):.2f}"])
     print(markdown(["", "first token, ms", "further tokens, ms", "to the operators"], rows))
     same = (tokens[ours] == tokens["groups of 4"]).float().mean()
     print(f"tokens equal with and without operators: {100 * same:.1f} %")

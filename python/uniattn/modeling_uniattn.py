@@ -3,8 +3,8 @@
 Layer i of mode `share_probs` computes softmax(mask(q_l k_l^T)) v_i with its leader l's q and k, so it has no q_proj and
 k_proj and caches v alone; `share_kv` uses the leader's k and v, `linear` a linear map alone, `skip` nothing. The format
 of the directory is in docs/export-format.md of the uniattn project. Norms, MLPs and rotary embeddings are those of the
-base model's family in `transformers`. Pure PyTorch; with the package `uniattn` installed, attn_implementation="uniattn"
-runs whole superblocks, and generation, on its operators.
+base model's family in `transformers`. Pure PyTorch; attn_implementation="uniattn", the default where the package `uniattn`
+is installed and there is no GPU, runs whole superblocks and generation on its operators.
 """
 
 from collections import OrderedDict
@@ -407,6 +407,7 @@ class UniAttnModel(UniAttnPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(h), past_key_values=past_key_values)
 
     def make_cache(self):
+        """An empty cache, laid out by the plan, for the attention that is set."""
         if self.config._attn_implementation == "uniattn":
             return operators.PagedCache([layer.self_attn.sliding_window for layer in self.layers])
         return DynamicCache(config=self.config)
