@@ -26,6 +26,16 @@ void check_floating(const Tensor& x, const char* name) {
   TORCH_CHECK_VALUE(at::isFloatingType(x.scalar_type()), name, " must have a floating dtype, got ", x.scalar_type());
 }
 
+// `x` must be of `sizes`, in the accumulation dtype and on the device of `like`.
+void check_statistic(const Tensor& x, const char* name, c10::SymIntArrayRef sizes, const Tensor& like,
+                     const char* like_name) {
+  const auto type = accumulation_type(like.scalar_type());
+  TORCH_CHECK_VALUE(x.sym_sizes() == sizes && x.scalar_type() == type, name, " must be ", type, " ", sizes, " for ",
+                    like_name, " ", like.sym_sizes(), " of ", like.scalar_type(), ", got ", x.scalar_type(), " ",
+                    x.sym_sizes());
+  check_on_device_of(x, name, like, like_name);
+}
+
 }  // namespace
 
 void check_query_key(const Tensor& q, const Tensor& k, const Tensor& cu_seqlens, const AttentionOptions& options) {
@@ -157,6 +167,12 @@ void check_rms_norm(const Tensor& x, const Tensor& weight) {
   check_same_kind(weight, "weight", x, "x");
 }
 
+void check_rms_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& rstd) {
+  check_rms_norm(x, weight);
+  check_like(grad, "grad", x, "x");
+  check_statistic(rstd, "rstd", x.sym_sizes().slice(0, x.dim() - 1), x, "x");
+}
+
 void check_rotary(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   check_floating(x, "x");
   TORCH_CHECK_VALUE(x.dim() == 3 && x.sym_size(2) % 2 == 0,
@@ -213,6 +229,13 @@ void check_linear_cross_entropy(const Tensor& hidden, const Tensor& weight, cons
   TORCH_CHECK_VALUE(labels.device() == hidden.device(), "labels is on ", labels.device(), " but hidden is on ",
                     hidden.device());
   TORCH_CHECK_VALUE(chunk > 0, "chunk must be positive, got ", chunk);
+}
+
+void check_linear_cross_entropy_backward(const Tensor& grad, const Tensor& hidden, const Tensor& weight,
+                                         const Tensor& labels, const Tensor& lse, int64_t chunk) {
+  check_linear_cross_entropy(hidden, weight, labels, chunk);
+  check_statistic(grad, "grad", hidden.sym_sizes().slice(0, 1), hidden, "hidden");
+  check_statistic(lse, "lse", hidden.sym_sizes().slice(0, 1), hidden, "hidden");
 }
 
 at::ScalarType accumulation_type(at::ScalarType type) {

@@ -43,12 +43,16 @@ void check_head_map_values(const std::optional<at::Tensor>& head_map, int64_t he
 std::vector<int64_t> check_sequences(const at::Tensor& cu_seqlens, int64_t tokens, const char* name = "cu_seqlens");
 
 void check_rms_norm(const at::Tensor& x, const at::Tensor& weight);
+void check_rms_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                             const at::Tensor& rstd);
 void check_rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 void check_gated_activation(const at::Tensor& gate, const at::Tensor& up, std::string_view activation);
 void check_linear(const at::Tensor& x, const at::Tensor& weight);
 void check_compensated_output(const at::Tensor& o, const at::Tensor& w_o, const at::Tensor& x, const at::Tensor& w_c);
 void check_linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels,
                                 int64_t chunk);
+void check_linear_cross_entropy_backward(const at::Tensor& grad, const at::Tensor& hidden, const at::Tensor& weight,
+                                         const at::Tensor& labels, const at::Tensor& lse, int64_t chunk);
 
 // float64 for float64, float32 for every other floating type.
 at::ScalarType accumulation_type(at::ScalarType type);

@@ -25,8 +25,7 @@ std::tuple<Tensor, Tensor> rms_norm_forward(const Tensor& x, const Tensor& weigh
 
 std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                              const Tensor& rstd, bool unit_offset) {
-  check_rms_norm(x, weight);
-  check_like(grad, "grad", x, "x");
+  check_rms_norm_backward(grad, x, weight, rstd);
   const auto type = accumulation_type(x.scalar_type());
   const int64_t width = x.size(-1);
   const Tensor r = rstd.unsqueeze(-1);

@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_forward(const Tensor& hidden, co
 std::tuple<Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad, const Tensor& hidden, const Tensor& weight,
                                                          const Tensor& labels, const Tensor& lse, double softcap,
                                                          int64_t chunk) {
-  check_linear_cross_entropy(hidden, weight, labels, chunk);
+  check_linear_cross_entropy_backward(grad, hidden, weight, labels, lse, chunk);
   const auto type = hidden.scalar_type();
   Tensor dhidden = at::zeros(hidden.sizes(), hidden.options());
   Tensor dweight = at::zeros(weight.sizes(), weight.options().dtype(accumulation_type(type)));

@@ -38,8 +38,7 @@ std::tuple<Tensor, Tensor> rms_norm_forward(const Tensor& x, const Tensor& weigh
 
 std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                              const Tensor& rstd, bool unit_offset) {
-  check_rms_norm(x, weight);
-  check_like(grad, "grad", x, "x");
+  check_rms_norm_backward(grad, x, weight, rstd);
   if (!is_supported(x)) return composite::rms_norm_backward(grad, x, weight, rstd, unit_offset);
   const Tensor rows = x.contiguous(), w = weight.contiguous(), g = grad.contiguous(), r = rstd.contiguous();
   Tensor dx = at::empty(x.sizes(), x.options());

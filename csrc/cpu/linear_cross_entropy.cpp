@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_forward(const Tensor& hidden, co
 std::tuple<Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad, const Tensor& hidden, const Tensor& weight,
                                                          const Tensor& labels, const Tensor& lse, double softcap,
                                                          int64_t chunk) {
-  check_linear_cross_entropy(hidden, weight, labels, chunk);
+  check_linear_cross_entropy_backward(grad, hidden, weight, labels, lse, chunk);
   if (!is_supported(hidden)) {
     return composite::linear_cross_entropy_backward(grad, hidden, weight, labels, lse, softcap, chunk);
   }

@@ -1,7 +1,7 @@
 // Rows into a cache of pages, or out of it.
 #pragma once
+#include "cuda/block.cuh"
 #include "cuda/decode_params.h"
-#include "cuda/tile.cuh"
 
 namespace uniattn::cuda {
 

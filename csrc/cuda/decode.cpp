@@ -12,6 +12,7 @@
 #include "composite/decode.h"
 #include "cuda/decode_arguments.h"
 #include "cuda/launch.h"
+#include "cuda/takes.h"
 #include "decode_checks.h"
 
 namespace uniattn::cuda {
@@ -20,17 +21,13 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-bool takes(const Tensor& cache) {
-  return cache.scalar_type() == at::kFloat || cache.scalar_type() == at::kHalf || cache.scalar_type() == at::kBFloat16;
-}
-
 std::tuple<Tensor, Tensor> decode_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                                             const Tensor& page_table, const Tensor& lengths, int64_t max_length,
                                             bool return_probs, int64_t window, double softcap,
                                             std::optional<double> scale) {
   const AttentionOptions options{true, window, softcap, scale};
   check_decode_attention(q, k_cache, v_cache, page_table, lengths, max_length, options);
-  if (!takes(k_cache)) {
+  if (!takes_dtype(k_cache)) {
     return composite::decode_attention(q, k_cache, v_cache, page_table, lengths, max_length, return_probs, window,
                                        softcap, scale);
   }
@@ -45,7 +42,7 @@ std::tuple<Tensor, Tensor> decode_attention(const Tensor& q, const Tensor& k_cac
 Tensor decode_attend(const Tensor& probs, const Tensor& v_cache, const Tensor& page_table, const Tensor& lengths,
                      const OptionalTensor& head_map, int64_t window) {
   check_decode_attend(probs, v_cache, page_table, lengths, head_map, window);
-  if (!takes(v_cache)) return composite::decode_attend(probs, v_cache, page_table, lengths, head_map, window);
+  if (!takes_dtype(v_cache)) return composite::decode_attend(probs, v_cache, page_table, lengths, head_map, window);
   const c10::cuda::CUDAGuard guard(probs.device());
   const FollowerTensors tensors(probs, v_cache, page_table, lengths, head_map, window);
   const auto stream = c10::cuda::getCurrentCUDAStream();

@@ -5,19 +5,10 @@
 
 namespace uniattn::cuda {
 
-// Sum, or maximum, over the threads of a warp.
-UNIATTN_DEVICE float warp_sum(float x) {
-  for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
-  return x;
-}
-UNIATTN_DEVICE float warp_maximum(float x) {
-  for (int mask = 16; mask > 0; mask /= 2) x = fmaxf(x, shuffle_xor(x, mask));
-  return x;
-}
-
-template <typename T, int kVector>
-struct DecodeLeader {
-  using Args = DecodeLeaderArgs;
+// A block finds the weights of its heads, as Weights does, and sums values.
+template <typename T, int kVector, typename Weights>
+struct DecodeSplit {
+  using Args = typename Weights::Args;
   using Split = SplitBlock<T, kVector>;
   using Shared = typename Split::Shared;
 
@@ -29,13 +20,25 @@ struct DecodeLeader {
     if (sight.column_0 + share.split * kSplitColumns >= sight.end) return;
     Split::find_rows(a.pages, sight, share, a.kv_heads, shared);
     const int64_t head = static_cast<int64_t>(share.sequence) * a.heads + share.first_head;
-    const Element<T>* q = static_cast<const Element<T>*>(a.q) + head * a.head_dim;
-    Split::multiply_keys(q, a.k_cache, a.head_dim, share.heads, shared);
-    for (int i = thread_index() / 32; i < share.heads; i += kWarps) weigh(a, share, head + i, i, shared);
+    Weights::find(a, share, head, shared);
     sync_block();
     Split::multiply_values(a.v_cache, a.head_dim, share.heads, shared,
                            a.partial.out + (head * a.partial.splits + share.split) * a.head_dim,
                            static_cast<int64_t>(a.partial.splits) * a.head_dim);
+  }
+};
+
+// Scores by the key cache; `head` is the block's first, counted over all sequences.
+template <typename T, int kVector>
+struct LeaderWeights {
+  using Args = DecodeLeaderArgs;
+  using Split = SplitBlock<T, kVector>;
+  using Shared = typename Split::Shared;
+
+  UNIATTN_DEVICE static void find(const Args& a, const Share& share, int64_t head, Shared& shared) {
+    const Element<T>* q = static_cast<const Element<T>*>(a.q) + head * a.head_dim;
+    Split::multiply_keys(q, a.k_cache, a.head_dim, share.heads, shared);
+    for (int i = thread_index() / 32; i < share.heads; i += kWarps) weigh(a, share, head + i, i, shared);
   }
 
   // One warp: the dot products of a head become exp(score - maximum).
@@ -62,20 +65,14 @@ struct DecodeLeader {
   }
 };
 
+// The leader's rows, through the head map.
 template <typename T, int kVector>
-struct DecodeFollower {
+struct FollowerWeights {
   using Args = DecodeFollowerArgs;
-  using Split = SplitBlock<T, kVector>;
-  using Shared = typename Split::Shared;
+  using Shared = typename SplitBlock<T, kVector>::Shared;
 
-  static Grid grid(const Args& a) { return Share::grid(a.pages, a.heads, a.kv_heads); }
-
-  UNIATTN_DEVICE static void run(const Args& a, Shared& shared) {
-    const Share share = Share::of_block(a.heads, a.kv_heads);
-    const DecodeSight sight = decode_sight(a.pages, share.sequence);
+  UNIATTN_DEVICE static void find(const Args& a, const Share& share, int64_t, Shared& shared) {
     const int first = share.split * kSplitColumns;
-    if (sight.column_0 + first >= sight.end) return;
-    Split::find_rows(a.pages, sight, share, a.kv_heads, shared);
     for (int i = thread_index(); i < share.heads * kSplitColumns; i += kThreads) {
       const int own = share.first_head + i / kSplitColumns, column = first + i % kSplitColumns;
       const int64_t leader = a.head_map == nullptr ? own : a.head_map[own];
@@ -84,13 +81,13 @@ struct DecodeFollower {
       shared.weights[i / kSplitColumns][i % kSplitColumns] =
           column < a.pages.columns ? a.probs[row * a.pages.columns + column] : 0;
     }
-    sync_block();
-    const int64_t head = static_cast<int64_t>(share.sequence) * a.heads + share.first_head;
-    Split::multiply_values(a.v_cache, a.head_dim, share.heads, shared,
-                           a.partial.out + (head * a.partial.splits + share.split) * a.head_dim,
-                           static_cast<int64_t>(a.partial.splits) * a.head_dim);
   }
 };
+
+template <typename T, int kVector>
+using DecodeLeader = DecodeSplit<T, kVector, LeaderWeights<T, kVector>>;
+template <typename T, int kVector>
+using DecodeFollower = DecodeSplit<T, kVector, FollowerWeights<T, kVector>>;
 
 // A block has one head of one sequence.
 template <typename T>

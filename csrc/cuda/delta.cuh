@@ -24,7 +24,7 @@ struct Delta {
         const uint32_t y = static_cast<const uint32_t*>(a.out)[start + i];
         sum += low_half<T>(x) * low_half<T>(y) + high_half<T>(x) * high_half<T>(y);
       }
-      for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+      sum = warp_sum(sum);
       if (lane == 0) a.delta[static_cast<int64_t>(head) * a.tokens + token] = sum;
     }
   }

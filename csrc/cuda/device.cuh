@@ -124,6 +124,11 @@ UNIATTN_DEVICE void load_matrices_transposed(uint32_t (&x)[4], const uint16_t* r
                : "memory");
 }
 
+// Writes 16 bytes at once, to an address that is a multiple of them: nvcc may take a plain assignment apart.
+UNIATTN_DEVICE void store_words(void* to, const uint32_t (&x)[4]) {
+  asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]) : "memory");
+}
+
 // Starts a copy of 16 bytes to shared memory, or of zeros when not valid.
 UNIATTN_DEVICE void copy_async(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"

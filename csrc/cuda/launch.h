@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/decode_params.h"
+#include "cuda/layers_params.h"
 #include "cuda/params.h"
 
 namespace uniattn::cuda {
@@ -12,7 +13,7 @@ inline constexpr bool has_kernels(int64_t head_dim) {
   return head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256;
 }
 
-// Each returns the error of the launch, cudaErrorInvalidValue for a pattern without kernels. A pack without tokens is
+// Each returns the error of the launch, cudaErrorInvalidValue for a pattern without kernels. Without tokens there is
 // nothing to do.
 cudaError_t launch_forward(const ForwardArgs& args, cudaStream_t stream);
 cudaError_t launch_value_backward(const ValueBackwardArgs& args, cudaStream_t stream);
@@ -25,5 +26,15 @@ cudaError_t launch_decode(const DecodeFollowerArgs& args, cudaStream_t stream);
 cudaError_t launch_decode_merge(const DecodeMergeArgs& args, cudaStream_t stream);
 cudaError_t launch_append_to_cache(const CacheRowsArgs& args, cudaStream_t stream);
 cudaError_t launch_read_cache(const CacheRowsArgs& args, cudaStream_t stream);
+
+cudaError_t launch_rms_norm(const RmsNormArgs& args, cudaStream_t stream);
+// dx and the weight's partial gradients, and what these add up to.
+cudaError_t launch_rms_norm_backward(const RmsNormBackwardArgs& args, cudaStream_t stream);
+cudaError_t launch_rms_norm_weight(const RmsNormWeightArgs& args, cudaStream_t stream);
+cudaError_t launch_rotary(const RotaryArgs& args, cudaStream_t stream);
+cudaError_t launch_gated_activation(const GatedActivationArgs& args, cudaStream_t stream);
+cudaError_t launch_gated_activation_backward(const GatedActivationBackwardArgs& args, cudaStream_t stream);
+cudaError_t launch_cross_entropy(const CrossEntropyArgs& args, cudaStream_t stream);
+cudaError_t launch_cross_entropy_backward(const CrossEntropyBackwardArgs& args, cudaStream_t stream);
 
 }  // namespace uniattn::cuda

@@ -3,12 +3,11 @@
 // Blocks own 64 consecutive tokens of the pack, whatever sequences these belong to: the tokens that one of them sees
 // are an interval whose ends never fall from token to token, so those that a block sees are an interval too.
 #pragma once
+#include "cuda/math.cuh"
 #include "cuda/params.h"
 #include "cuda/tile.cuh"
 
 namespace uniattn::cuda {
-
-inline constexpr float kLog2E = 1.4426950408889634f;
 
 // Tokens [begin, end).
 struct Span {
@@ -81,17 +80,7 @@ UNIATTN_DEVICE Sight sight_of(const Pattern& p, int first) {
 // Options: softcap and scale.
 template <typename Options>
 UNIATTN_DEVICE float score(const Options& p, float dot_product) {
-  const float s = dot_product * p.scale;
-  return p.softcap > 0 ? p.softcap * tanhf(s / p.softcap) : s;
-}
-
-// The derivative of the soft-cap at a score that it returned.
-UNIATTN_DEVICE float softcap_slope(const Pattern& p, float s) {
-  return p.softcap > 0 ? 1 - s / p.softcap * (s / p.softcap) : 1;
-}
-
-UNIATTN_DEVICE float exponential(float x) {
-  return power_of_two(x * kLog2E);
+  return soft_capped(dot_product * p.scale, p.softcap);
 }
 
 // A row statistic [heads, tokens] of queries first, first + 1, …, for the columns of a fragment.

@@ -117,7 +117,7 @@ struct ScoreBackward {
       const float lse = kOwnsQueries ? rows.lse[half] : shared.lse[column];
       const float delta = kOwnsQueries ? rows.delta[half] : shared.delta[column];
       w = sight.row[half].contains(begin + column) ? exponential(s - lse) : 0;
-      d = w * (d - delta) * softcap_slope(p, s);
+      d = w * (d - delta) * softcap_slope(s, p.softcap);
     });
     if constexpr (kValueToo) add_weighted_rows<T>(gradients.value, weights, leaders_own.other);
     add_weighted_rows<T>(gradients.own, dp, shared.other);

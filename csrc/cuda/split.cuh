@@ -5,8 +5,8 @@
 #pragma once
 #include <cmath>
 
+#include "cuda/block.cuh"
 #include "cuda/decode_params.h"
-#include "cuda/tile.cuh"
 #include "cuda/vector.cuh"
 
 namespace uniattn::cuda {

@@ -1,4 +1,4 @@
-// Which attention the CUDA kernels of training and prefill take.
+// Which tensors the CUDA kernels take.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
@@ -7,7 +7,13 @@
 
 namespace uniattn::cuda {
 
-// Over queries like q, whose shapes are checked elsewhere, and so many keys. Says once when it does not.
+// Of the dtypes that the kernels of decoding and of layers take.
+inline bool takes_dtype(const at::Tensor& x) {
+  return x.scalar_type() == at::kFloat || x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16;
+}
+
+// Attention of training and prefill over queries like q, whose shapes are checked elsewhere, and so many keys. Says
+// once when it does not.
 inline bool takes_attention(const at::Tensor& q, int64_t keys) {
   const bool half = q.scalar_type() == at::kHalf || q.scalar_type() == at::kBFloat16;
   if (half && q.dim() == 3 && has_kernels(q.size(2)) && keys <= kMaxTokens) return true;

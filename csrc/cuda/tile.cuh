@@ -3,25 +3,16 @@
 // A block of four warps owns 64 rows, queries or keys, 16 per warp, and walks over tiles of the other side. A Fragment
 // is what a warp holds in registers of a matrix with its 16 rows.
 #pragma once
-#include "cuda/device.cuh"
+#include "cuda/block.cuh"
 
 namespace uniattn::cuda {
 
-inline constexpr int kWarps = 4, kThreads = 32 * kWarps, kOwnRows = 16 * kWarps;
+inline constexpr int kOwnRows = 16 * kWarps;
 
 // Rows of the other side per tile: fewer for wide heads, whose accumulators fill the registers.
 constexpr int other_rows(int head_dim) {
   return head_dim > 128 ? 32 : 64;
 }
-
-inline int ceil_divide(int a, int b) {
-  return (a + b - 1) / b;
-}
-
-// Blocks of threads of one launch.
-struct Grid {
-  int x, y;
-};
 
 // kRows rows of 16-bit elements. 16 bytes of padding put the same column of eight rows into different banks.
 template <int kRows, int kHeadDim>

@@ -64,10 +64,9 @@ std::tuple<Tensor, Tensor> rms_norm_forward(const Tensor& x, const Tensor& weigh
   return {contiguous_like(x), statistic(x, x.sym_sizes().slice(0, x.dim() - 1))};
 }
 
-std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor&,
-                                             bool) {
-  check_rms_norm(x, weight);
-  check_like(grad, "grad", x, "x");
+std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                             const Tensor& rstd, bool) {
+  check_rms_norm_backward(grad, x, weight, rstd);
   return {contiguous_like(x), contiguous_like(weight)};
 }
 
@@ -95,9 +94,10 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_forward(const Tensor& hidden, co
   return {statistic(hidden, {tokens}), statistic(hidden, {tokens})};
 }
 
-std::tuple<Tensor, Tensor> linear_cross_entropy_backward(const Tensor&, const Tensor& hidden, const Tensor& weight,
-                                                         const Tensor& labels, const Tensor&, double, int64_t chunk) {
-  check_linear_cross_entropy(hidden, weight, labels, chunk);
+std::tuple<Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad, const Tensor& hidden, const Tensor& weight,
+                                                         const Tensor& labels, const Tensor& lse, double,
+                                                         int64_t chunk) {
+  check_linear_cross_entropy_backward(grad, hidden, weight, labels, lse, chunk);
   return {contiguous_like(hidden), contiguous_like(weight)};
 }
 

@@ -112,18 +112,22 @@ void multiply_add(void* const* operands) {
   }
 }
 
-// Runs a kernel of csrc/cuda over its whole grid.
+// Runs one block of a kernel of csrc/cuda.
+template <typename Kernel>
+void run_block(Block& block, const typename Kernel::Args& args, Position position, WarpOrder order) {
+  using Shared = typename Kernel::Shared;
+  const auto memory = std::make_unique<Shared>();
+  std::memset(static_cast<void*>(memory.get()), 0xff, sizeof(Shared));
+  block.run([&] { Kernel::run(args, *memory); }, position, order);
+}
+
+// Runs a kernel over its whole grid.
 template <typename Kernel>
 void run(const typename Kernel::Args& args, int threads, WarpOrder order) {
-  using Shared = typename Kernel::Shared;
   Block block(threads);
   const auto grid = Kernel::grid(args);
-  const auto memory = std::make_unique<Shared>();
   for (int y = 0; y < grid.y; ++y) {
-    for (int x = 0; x < grid.x; ++x) {
-      std::memset(static_cast<void*>(memory.get()), 0xff, sizeof(Shared));
-      block.run([&] { Kernel::run(args, *memory); }, {x, y, grid.x}, order);
-    }
+    for (int x = 0; x < grid.x; ++x) run_block<Kernel>(block, args, {x, y, grid.x}, order);
   }
 }
 
@@ -180,6 +184,11 @@ inline void load_matrices(uint32_t (&x)[4], const uint16_t* row) {
 inline void load_matrices_transposed(uint32_t (&x)[4], const uint16_t* row) {
   emulation::LoadOperands operands{x, row};
   emulation::Block::current->together(emulation::load_matrices_transposed, &operands);
+}
+
+inline void store_words(void* to, const uint32_t (&x)[4]) {
+  require(reinterpret_cast<uintptr_t>(to) % sizeof(x) == 0, "16 bytes are written to an address that is not aligned");
+  std::memcpy(to, x, sizeof(x));
 }
 
 inline void copy_async(void* shared, const void* global, bool valid) {

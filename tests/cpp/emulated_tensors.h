@@ -3,28 +3,38 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <vector>
 
 #include "catch.h"
 
 namespace emulated {
 
-// Equal to x, with NaN before and behind it in memory.
-inline at::Tensor poisoned(const at::Tensor& x) {
-  const at::Tensor padded = at::full({x.size(0) + 16, x.size(1), x.size(2)}, NAN, x.options());
-  return padded.narrow(0, 8, x.size(0)).copy_(x);
+inline constexpr int64_t kMargin = 8;     // rows before and behind a tensor
+inline constexpr double kUntouched = 77;  // what nobody may overwrite, not with NaN either
+
+// Equal to x, with `around` before and behind it in memory.
+inline at::Tensor surrounded(const at::Tensor& x, double around) {
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes[0] += 2 * kMargin;
+  return at::full(sizes, around, x.options()).narrow(0, kMargin, x.size(0)).copy_(x);
 }
 
-// A tensor like x for a kernel to fill, in memory full of NaN.
+// Equal to x, and what a kernel reads beyond it is NaN.
+inline at::Tensor poisoned(const at::Tensor& x) {
+  return surrounded(x, NAN);
+}
+
+// A tensor like x for a kernel to fill.
 inline at::Tensor unfilled(const at::Tensor& x) {
-  return poisoned(at::full(x.sizes(), NAN, x.options()));
+  return surrounded(at::full(x.sizes(), NAN, x.options()), kUntouched);
 }
 
 inline void check_only_filled_inside(const at::Tensor& x) {
   CHECK(x.isfinite().all().item<bool>());
-  const int64_t row = x.size(1) * x.size(2);
+  const int64_t margin = kMargin * x.stride(0);
   const at::Tensor whole = at::empty({0}, x.options()).set_(x.storage());
-  CHECK(whole.narrow(0, 0, 8 * row).isnan().all().item<bool>());
-  CHECK(whole.narrow(0, whole.numel() - 8 * row, 8 * row).isnan().all().item<bool>());
+  CHECK(whole.narrow(0, 0, margin).eq(kUntouched).all().item<bool>());
+  CHECK(whole.narrow(0, whole.numel() - margin, margin).eq(kUntouched).all().item<bool>());
 }
 
 // At most twice the error of the formula in the same dtype, in the mean and, but for a rounding, at worst.
