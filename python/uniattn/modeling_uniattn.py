@@ -3,8 +3,8 @@
 Layer i of mode `share_probs` computes softmax(mask(q_l k_l^T)) v_i with its leader l's q and k, so it has no q_proj and
 k_proj and caches v alone; `share_kv` uses the leader's k and v, `linear` a linear map alone, `skip` nothing. The format
 of the directory is in docs/export-format.md of the uniattn project. Norms, MLPs and rotary embeddings are those of the
-base model's family in `transformers`. Pure PyTorch; with the package `uniattn` installed, attn_implementation="uniattn"
-runs whole superblocks on its operators.
+base model's family in `transformers`. Pure PyTorch; attn_implementation="uniattn", the default where the package `uniattn`
+is installed and there is no GPU, runs whole superblocks and generation on its operators.
 """
 
 from collections import OrderedDict
@@ -247,13 +247,16 @@ class UniAttnAttention(nn.Module):
         keep_probs: of the operators. Returns the branch's output, P or None, q, k, v and this layer's own patterns.
         """
         q, k, v = self.project(x, position_embeddings)
-        if past_key_values is not None:
+        on_operators = operators is not None and isinstance(attention_mask, operators.Pass)
+        if on_operators:
+            k, v = attention_mask.remember(self, k, v)
+        elif past_key_values is not None:
             k, v = self.remember(x, k, v, past_key_values)
         q, k, v = (lender if own is None else own for own, lender in zip((q, k, v), lent))
         out, weights, own_patterns = torch.zeros_like(x), None, None
         if self.mode not in ("linear", "skip"):
-            if operators is not None and isinstance(attention_mask, operators.Packing):
-                out, own_patterns = operators.superblock_attention(self, q, k, v, patterns, attention_mask, keep_probs)
+            if on_operators:
+                out, own_patterns = attention_mask.attend(self, q, k, v, patterns, keep_probs)
             else:
                 out, weights = self.attend(q, k, v, attention_mask, **kwargs)
             out = self.o_proj(out.flatten(2))
@@ -340,6 +343,12 @@ class UniAttnPreTrainedModel(PreTrainedModel):
     def _supports_sdpa(self):
         return getattr(self.config, "attn_logit_softcapping", None) is None
 
+    def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
+        """The operators' where they are installed and nothing else is asked for."""
+        if requested_attention is None and operators is not None and operators.is_default(self.config):
+            return operators.NAME
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -376,7 +385,7 @@ class UniAttnModel(UniAttnPreTrainedModel):
             raise ValueError("exactly one of input_ids and inputs_embeds is needed")
         h = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = self.make_cache()
         if position_ids is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(past, past + h.shape[1], device=h.device)[None]
@@ -397,17 +406,25 @@ class UniAttnModel(UniAttnPreTrainedModel):
             }  # until the last follower
         return BaseModelOutputWithPast(last_hidden_state=self.norm(h), past_key_values=past_key_values)
 
+    def make_cache(self):
+        """An empty cache, laid out by the plan, for the attention that is set."""
+        if self.config._attn_implementation == "uniattn":
+            return operators.PagedCache([layer.self_attn.sliding_window for layer in self.layers])
+        return DynamicCache(config=self.config)
+
     def embed(self, input_ids):
         h = self.embed_tokens(input_ids)
         return h if self.embedding_scale is None else h * torch.tensor(self.embedding_scale, dtype=h.dtype)
 
     def masks(self, h, attention_mask, past_key_values, position_ids):
-        """The mask of each mask type in use; the dictionary itself where generate() has prepared it."""
+        """The mask of each mask type in use, or the operators' pass; the dictionary that generate() has prepared."""
         if isinstance(attention_mask, dict):
             return attention_mask
-        if self.config._attn_implementation == "uniattn" and past_key_values is None:
-            packing = operators.make_packing(h, attention_mask, position_ids)
-            return dict.fromkeys(self.config.layer_types, packing)
+        if self.config._attn_implementation == "uniattn" and (
+            past_key_values is None or isinstance(past_key_values, operators.PagedCache)
+        ):
+            one = operators.make_pass(h, attention_mask, position_ids, past_key_values)
+            return dict.fromkeys(self.config.layer_types, one)
         make = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
         arguments = {"config": self.config, "inputs_embeds": h, "attention_mask": attention_mask}
         arguments |= {"past_key_values": past_key_values, "position_ids": position_ids}
@@ -431,6 +448,16 @@ class UniAttnForCausalLM(UniAttnPreTrainedModel, GenerationMixin):
         if wrong:
             raise ValueError(f"the weights in {args[0]} do not fit its config.json: {wrong}")
         return (model, info) if output_loading_info else model
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
+        """As in `transformers`, but where that would make its default cache, the model makes its own."""
+        given = model_kwargs.get("past_key_values")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        made = model_kwargs.get("past_key_values")
+        if given is None and type(made) is DynamicCache and not made.offloading:
+            model_kwargs["past_key_values"] = self.model.make_cache()
+            if generation_config.is_assistant:
+                model_kwargs["past_key_values"].activate_past_recording()
 
     @can_return_tuple
     def forward(

@@ -41,7 +41,7 @@ def prompts(lengths=PROMPT_LENGTHS):
 
 
 def expected_tokens(path, prompt, dtype=torch.float32, count=NEW_TOKENS):
-    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, dtype=dtype, attn_implementation="eager")
     ids = torch.tensor([prompt])
     out = model.generate(ids, max_new_tokens=count, do_sample=False, pad_token_id=0, eos_token_id=None)
     return out[0, len(prompt) :].tolist()

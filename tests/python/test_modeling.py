@@ -59,7 +59,7 @@ def unified(tmp_path):
     return make(tmp_path)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "uniattn"])
 @pytest.mark.parametrize("base,plan", CASES)
 def test_logits(tmp_path, base, plan, attention):
     if base == "gemma2" and attention == "sdpa":
@@ -87,20 +87,20 @@ def test_follower_attention_is_the_leaders(unified):
 
 @pytest.mark.parametrize("base,plan", CASES)
 def test_generate_with_cache(tmp_path, base, plan):
-    model, prompt = load(make(tmp_path, base, plan)), random_ids(1, 6)
+    model, prompt = load(make(tmp_path, base, plan), attn_implementation="eager"), random_ids(1, 6)
     options = {"max_new_tokens": 50, "min_new_tokens": 50, "do_sample": False}
     assert torch.equal(model.generate(prompt, **options), model.generate(prompt, use_cache=False, **options))
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"cache_implementation": "static", "disable_compile": True}])
 def test_generate_other_ways(unified, options):
-    model, prompt = load(unified), random_ids(2, 6)
+    model, prompt = load(unified, attn_implementation="sdpa"), random_ids(2, 6)
     common = {"max_new_tokens": 20, "min_new_tokens": 20, "do_sample": False, "num_beams": options.get("num_beams", 1)}
     assert torch.equal(model.generate(prompt, **common | options), model.generate(prompt, use_cache=False, **common))
 
 
 def test_followers_cache_values_only(tmp_path):
-    model = load(make(tmp_path, plan="superblock"))
+    model = load(make(tmp_path, plan="superblock"), attn_implementation="sdpa")
     cache = model(random_ids(2, 11), use_cache=True).past_key_values
     numbers = [layer.keys.numel() + layer.values.numel() for layer in cache.layers]
     one = 2 * 2 * 11 * 12  # batch, kv_heads, tokens, head_dim

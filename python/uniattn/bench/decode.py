@@ -3,9 +3,9 @@
     uniattn bench decode                                            # a small model, seconds
     uniattn bench decode --shape 1b --dtype bfloat16 --context 4096 16384 --batch 1 4 --csv decode.csv --plot decode.png
 
-The past is random keys and values, not read text. Sides take turns in one run; times are medians over the rounds. The
-limit is the time that the bytes of weights and cache take at the speed at which this machine reads memory, measured in the
-same run.
+The past is random keys and values, not read text. Sides take turns in one run; times are medians over the rounds.
+transformers takes part with two attentions, with --compile compiled as well, and its fastest side counts. The limit is the
+time that the bytes of weights and cache take at the speed at which this machine reads memory, measured in the same run.
 """
 
 import statistics
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from uniattn.bench.generation_arms import SHAPES, weight_bytes
-from uniattn.bench.generation_run import make_parser, make_sides, table, write_files
+from uniattn.bench.generation_arms import SHAPES, Ours, Transformers, weight_bytes
+from uniattn.bench.generation_run import make_parser, make_sides, peer_seconds, table, write_files
 from uniattn.bench.report import conditions
 
 COLUMNS = ["arm", "batch", "context", "ms_per_token", "tokens_per_s", "limit_ms", "base_ratio", "base_limit_ratio", "transformers_ratio", "cache_bytes", "weight_bytes"]  # fmt: skip
@@ -51,12 +51,12 @@ def memory_speed() -> float:
 
 def measure(sides, batch, context, args):
     """Seconds per step of every side, medians over the rounds."""
-    for name, side in sides.items():
-        side.prepare(batch, context, *([args.tokens * (args.rounds + 1)] if name == "transformers" else []))
+    for side in sides.values():
+        side.prepare(batch, context, *([args.tokens * (args.rounds + 1)] if isinstance(side, Transformers) else []))
     samples = {name: [] for name in sides}
     for round_number in range(args.rounds + 1):
         for name, side in sides.items():
-            if name == "transformers":
+            if isinstance(side, Transformers):
                 seconds = sum(side.read(1) for _ in range(args.tokens))
             else:
                 seconds = side.read(args.tokens, 1)
@@ -67,16 +67,17 @@ def measure(sides, batch, context, args):
 
 def rows_of(times, sides, args, speed, batch, context):
     element = getattr(torch, args.dtype).itemsize
-    weights = {name: weight_bytes(name, SHAPES[args.shape], element) for name in sides if name != "transformers"}
+    weights = {name: weight_bytes(name, SHAPES[args.shape], element) for name, side in sides.items() if isinstance(side, Ours)}
     bytes_of = lambda name: weights[name] + sides[name].cache_bytes
+    peer = peer_seconds(times, sides)
     for name, seconds in times.items():
         row = {"arm": name, "batch": batch, "context": context, "ms_per_token": 1e3 * seconds, "tokens_per_s": batch / seconds}
         row["base_ratio"] = times["base"] / seconds
-        if name != "transformers":
+        if name in weights:
             row |= {"limit_ms": 1e3 * bytes_of(name) / speed, "base_limit_ratio": bytes_of("base") / bytes_of(name)}
             row |= {"cache_bytes": sides[name].cache_bytes, "weight_bytes": weights[name]}
-        if "transformers" in times:
-            row["transformers_ratio"] = times["transformers"] / seconds
+        if peer is not None:
+            row["transformers_ratio"] = peer / seconds
         yield row
 
 
@@ -103,7 +104,7 @@ def main(argv):
     torch.set_num_threads(args.threads)
     rows = []
     with tempfile.TemporaryDirectory(prefix="uniattn-bench-") as work:
-        sides = make_sides(args, max(args.context) + 4096, Path(work))
+        sides = make_sides(args, max(args.context) + 4096, Path(work), ["sdpa", "eager"])
         speed = memory_speed()
         print(f"{args.shape} Llama of random weights, {args.dtype}, {args.threads} threads; memory reads {speed / 1e9:.1f} GB/s\n{conditions()}\n")
         for batch in args.batch:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 import uniattn
 from uniattn import _library
@@ -115,11 +115,14 @@ class Ours:
 
 
 class Transformers:
-    """The base in transformers: SDPA over a static cache, compiled where that is asked for."""
+    """A model of transformers over a static cache, compiled or not."""
 
-    def __init__(self, folder: Path, dtype: str, compiled: bool):
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
-        self.forward = torch.compile(self.model.forward, dynamic=False) if compiled else self.model.forward
+    def __init__(self, model: PreTrainedModel, compiled: bool):
+        self.model = model
+        self.forward = torch.compile(model.forward, dynamic=False) if compiled else model.forward
+        # A graph for each batch and length; without enough of them the forward would run uncompiled, and be timed so.
+        torch._dynamo.config.recompile_limit = 256
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
 
     @torch.inference_mode()
     def prepare(self, batch: int, context: int, room: int = 0) -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from uniattn.bench.generation_arms import ARMS, SHAPES, Ours, Transformers, write_arm, write_base
 from uniattn.bench.report import markdown, write_csv
@@ -19,23 +20,33 @@ def make_parser(name: str, description: str, arms: list[str], batch: list[int]) 
     parser.add_argument("--batch", type=int, nargs="+", default=batch)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-transformers", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="transformers' forward through torch.compile")
+    parser.add_argument("--compile", action="store_true", help="transformers' forward through torch.compile as well")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path)
     return parser
 
 
-def make_sides(args: argparse.Namespace, positions: int, work: Path) -> dict:
-    """The models under `work`, loaded: what takes turns, the base first."""
+def make_sides(args: argparse.Namespace, positions: int, work: Path, attentions: list[str]) -> dict:
+    """The models under `work`, loaded: what takes turns, the base first; `attentions` of transformers."""
     arms = list(dict.fromkeys(["base", *args.arms]))
     folders = {arm: work / arm for arm in arms}
     write_base(folders["base"], args.shape, getattr(torch, args.dtype), positions)
     for arm in arms[1:]:
         write_arm(folders[arm], folders["base"], arm)
     sides = {arm: Ours(folder, args.dtype) for arm, folder in folders.items()}
-    if not args.no_transformers:
-        sides["transformers"] = Transformers(folders["base"], args.dtype, args.compile)
+    for attention in [] if args.no_transformers else attentions:
+        model = AutoModelForCausalLM.from_pretrained(
+            folders["base"], dtype=getattr(torch, args.dtype), attn_implementation=attention
+        )
+        sides[f"transformers, {attention}"] = Transformers(model, compiled=False)
+        if args.compile:
+            sides[f"transformers, {attention}, compiled"] = Transformers(model, compiled=True)
     return sides
+
+
+def peer_seconds(times: dict[str, float], sides: dict) -> float | None:
+    """Of the fastest side of transformers; None where it takes no part."""
+    return min((seconds for name, seconds in times.items() if isinstance(sides[name], Transformers)), default=None)
 
 
 def table(rows: list[dict], columns: dict[str, tuple[str, str]]) -> str:
