@@ -2,6 +2,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "data/jinja_template.h"
 #include "data/model_template.h"
 #include "data/templates.h"
 #include "data_workplace.h"
@@ -131,6 +132,7 @@ TEST_CASE("templates: the template of a model directory", "[data]") {
   CHECK(told("<|start_header_id|> Cutting Knowledge Date") == "llama3.1");
   CHECK(told("{{ '<|assistant|>\\n' }}") == "tulu");
   CHECK_THAT(message_of<Error>([&] { told("USER: "); }), contains("tokenizer_config.json") && contains("chatml"));
+  for (const std::string& name : template_names()) CHECK(told(jinja_template(name)) == name);
   write_bytes(directory / "chat_template.jinja", "<|im_start|>");
   CHECK(told("<start_of_turn>") == "chatml");
 }

@@ -2,13 +2,15 @@
 
 import json
 import random
+import shutil
 
 import pytest
+from jinja2 import TemplateError
 from support.models import write_base
 from support.prepared import prepare
 from support.runs import Project
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 SPECIAL = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]", "<start_of_turn>",
            "<end_of_turn>", "<|im_start|>", "<|im_end|>"]  # fmt: skip
@@ -91,6 +93,41 @@ def test_ids_and_labels(run_uniattn, tmp_path, template):
         assert ids == whole or len(ids) > len(whole)
         if template in ("llama3", "llama3.1", "gemma", "chatml", "llama2", "mistral", "mistral-v0.3"):
             assert ids == whole
+
+
+@pytest.mark.parametrize("name", [*JINJA, "alpaca"])
+def test_an_export_brings_the_template_that_it_was_trained_on(run_uniattn, tmp_path, name):
+    tokenizer = byte_level_tokenizer([] if name in ("llama2", "mistral") else SPECIAL)
+    base = write_base(tmp_path / "base", vocab_size=len(tokenizer))
+    tokenizer.chat_template = "{{ messages[-1].content }}"  # the base's, another one
+    tokenizer.save_pretrained(base)
+    chats = list(conversations(20, system=name != "gemma"))
+    source = {"path": str(write_conversations(tmp_path / "chats.jsonl", chats)), "format": "messages", "template": name}
+    project = Project(tmp_path, base)
+    _, documents = prepare(run_uniattn, project, [source])
+    stages = [{"name": "all", "train": "all", "max_steps": 1, "learning_rate": 1.0e-3}]
+    data = {"train": [source], "max_length": 512}
+    config, run = project.config("run", plan=None, calibration=None, data=data, stages=stages)
+    run_uniattn("run", config)
+    exported = AutoTokenizer.from_pretrained(run / "export")
+    for chat, (ids, _) in zip(chats, documents, strict=True):
+        text = exported.apply_chat_template(chat, tokenize=False)
+        assert text == exported.decode(ids)
+        assert text.startswith(exported.apply_chat_template(chat[:-1], tokenize=False, add_generation_prompt=True))
+    if name == "gemma":
+        with pytest.raises(TemplateError, match="no system message"):
+            exported.apply_chat_template([{"role": "system", "content": "x"}], tokenize=False)
+
+
+def test_an_export_keeps_the_template_of_its_base(run_uniattn, project):
+    """Trained on what is no conversation, or on nothing."""
+    folder = project.folder / "with_template"
+    shutil.copytree(project.model, folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+    for name, stages in (("trained", {}), ("only_calibrated", {"stages": []})):
+        config, run = Project(project.folder, folder).config(name, **stages)
+        run_uniattn("run", config)
+        assert (run / "export" / "chat_template.jinja").read_text() == "{{ messages[-1].content }}"
 
 
 def check_labels(tokenizer, chat, labels, template):

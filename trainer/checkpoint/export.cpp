@@ -3,6 +3,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "data/jinja_template.h"
+#include "data/model_template.h"
 #include "model/decoder.h"
 #include "storage/atomic_file.h"
 #include "support/embedded.h"
@@ -88,6 +90,8 @@ void export_model(const ModelDirectory& base, SharingPlan plan, const TensorSour
   try {
     write_weights(base.config, plan, tensors, building, options);
     copy_companions(base.path, building);
+    if (options.chat_template && !has_template(base.path, *options.chat_template))
+      write_file_atomically(building / "chat_template.jinja", jinja_template(*options.chat_template));
     if (plan.shares()) write_file_atomically(building / "modeling_uniattn.py", embedded::modeling_uniattn_py);
     write_file_atomically(building / "config.json", export_config(base, plan, options.dtype).dump(2) + "\n");
     fs::remove_all(out);

@@ -84,9 +84,11 @@ RunState initial_state(const RunDirectory& run, const Config& config, const Mode
 
 RunState newest_state(const RunDirectory& run, const Config& config, const ModelDirectory& model) {
   RunState state = initial_state(run, config, model);
-  if (const auto path = newest_snapshot(run.checkpoints()))
+  if (const auto path = newest_snapshot(run.checkpoints())) {
+    state.is_trained = true;
     state.tensors = std::make_shared<LayeredSource>(
         std::vector<std::shared_ptr<const TensorSource>>{open_snapshot(*path).weights, state.tensors});
+  }
   return state;
 }
 

@@ -35,6 +35,7 @@ SharingPlan plan_of_run(const Config& config, const ModelDirectory& model);
 struct RunState {
   SharingPlan plan;  // of the calibration when there is one: it knows head maps and ranks
   std::shared_ptr<const TensorSource> tensors;
+  bool is_trained = false;
 };
 RunState newest_state(const RunDirectory& run, const Config& config, const ModelDirectory& model);
 

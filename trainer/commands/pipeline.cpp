@@ -1,10 +1,14 @@
 #include "commands/pipeline.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <filesystem>
+#include <set>
 
 #include "calibration/report.h"
 #include "checkpoint/export.h"
+#include "data/formats.h"
 #include "data/manifest.h"
 #include "model/footprint.h"
 #include "storage/atomic_file.h"
@@ -35,6 +39,19 @@ class IdsOnly : public Tokenizer {
 
 bool fits(const CalibrationConfig& calibration, const char* what) {
   return std::find(calibration.fit.begin(), calibration.fit.end(), what) != calibration.fit.end();
+}
+
+// The chat template of the conversations among `sources`; none where there are no conversations, or several templates.
+std::optional<std::string> trained_template(const std::vector<DataSource>& sources) {
+  std::set<std::string> names;
+  for (const DataSource& source : sources) {
+    if (source.format == "text" || source.format == "ids") continue;
+    names.insert(source.template_name.empty() ? default_template(source.format) : source.template_name);
+  }
+  if (names.size() > 1)
+    log::warn(fmt::format("the data are written in several chat templates ({}): the export keeps the base's",
+                          fmt::join(names, ", ")));
+  return names.size() == 1 ? std::optional(*names.begin()) : std::nullopt;
 }
 
 void log_counts(const char* name, const TokenShards& shards) {
@@ -165,7 +182,8 @@ void export_run(const Session& session, const RunDirectory& run, const std::stri
   const RunState state = newest_state(run, session.config, session.model);
   export_model(session.model, state.plan, *state.tensors, out,
                {.dtype = parse_dtype(session.config.exporting.dtype),
-                .max_shard_bytes = static_cast<size_t>(session.config.exporting.max_shard_gb * 1e9)});
+                .max_shard_bytes = static_cast<size_t>(session.config.exporting.max_shard_gb * 1e9),
+                .chat_template = state.is_trained ? trained_template(session.config.data.train) : std::nullopt});
   log::info(fmt::format("exported to {}", out));
 }
 

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "data/jinja_template.h"
 #include "data/templates.h"
 #include "storage/json.h"
 #include "storage/mapped_file.h"
@@ -39,12 +40,11 @@ std::optional<TemplateText> read_template(const fs::path& directory) {
   return TemplateText{config.string(), template_text(settings["chat_template"], config.string())};
 }
 
-}  // namespace
-
-std::optional<std::string> template_of_model(const std::string& model_directory) {
-  const auto source = read_template(model_directory);
-  if (!source) return std::nullopt;
-  const auto has = [&](std::string_view phrase) { return source->text.find(phrase) != std::string::npos; };
+// The template that a text is: word for word one of ours, or told by the tokens and phrases it writes.
+std::optional<std::string> name_of(const std::string& text) {
+  for (const std::string& name : template_names())
+    if (text == jinja_template(name)) return name;
+  const auto has = [&](std::string_view phrase) { return text.find(phrase) != std::string::npos; };
   if (has("<|start_header_id|>")) return has("Cutting Knowledge Date") ? "llama3.1" : "llama3";
   if (has("<start_of_turn>")) return "gemma";
   if (has("<|im_start|>")) return "chatml";
@@ -53,7 +53,21 @@ std::optional<std::string> template_of_model(const std::string& model_directory)
   if (has("[INST]")) return has(" [/INST]") ? "mistral" : "mistral-v0.3";
   if (has("<|assistant|>\\n")) return "tulu";
   if (has("### Instruction:")) return "alpaca";
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<std::string> template_of_model(const std::string& model_directory) {
+  const auto source = read_template(model_directory);
+  if (!source) return std::nullopt;
+  if (const auto name = name_of(source->text)) return name;
   fail("{}: a chat template that is none of {}: name the one to use", source->path, fmt::join(template_names(), ", "));
+}
+
+bool has_template(const std::string& model_directory, const std::string& name) {
+  const auto source = read_template(model_directory);
+  return source && name_of(source->text) == name;
 }
 
 }  // namespace uniattn

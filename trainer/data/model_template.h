@@ -10,4 +10,7 @@ namespace uniattn {
 // models do. Throws Error for a template that is none of the known ones.
 std::optional<std::string> template_of_model(const std::string& model_directory);
 
+// Whether that is the template `name`.
+bool has_template(const std::string& model_directory, const std::string& name);
+
 }  // namespace uniattn
