@@ -108,15 +108,98 @@ void add_values_step(float* const* weights, int64_t column, Part part, const T* 
   }
 }
 
+// Columns [begin, end) of the head_dim.
 template <class T, int heads>
-void add_values(float* const* weights, int64_t column, Part part, const T* values, int64_t d, float* out) {
+void add_columns(float* const* weights, int64_t column, Part part, const T* values, int64_t d, float* out,
+                 int64_t begin, int64_t end) {
+  if (part.begin == part.end) return;
   constexpr int wide = kVectorsPerStep * kLanes;
-  int64_t c = 0;
-  for (; c + wide <= d; c += wide) {
+  int64_t c = begin;
+  for (; c + wide <= end; c += wide) {
     add_values_step<T, heads, kVectorsPerStep>(weights, column, part, values + c, d, out + c, wide);
   }
-  for (; c < d; c += kLanes) add_values_step<T, heads, 1>(weights, column, part, values + c, d, out + c, d - c);
+  for (; c < end; c += kLanes) add_values_step<T, heads, 1>(weights, column, part, values + c, d, out + c, end - c);
 }
+
+template <class T, int heads>
+void add_values(float* const* weights, int64_t column, Part part, const T* values, int64_t d, float* out) {
+  add_columns<T, heads>(weights, column, part, values, d, out, 0, d);
+}
+
+#if defined(__AVX512BF16__)
+constexpr int64_t kPairedKeys = 64, kPairedColumns = 2 * kLanes;
+
+// Weights of some keys of a head, from an even one on, as bfloat16: what any product with P in bfloat16 takes.
+struct PairedWeights {
+  alignas(64) BFloat16 of_key[kPairedKeys];
+};
+
+// out [heads, columns] += weights * values over `keys` keys, an even number: a product and sum of two keys at once.
+template <int heads, int columns>
+void add_pairs_step(const PairedWeights* weights, int64_t keys, const BFloat16* values, int64_t d, float* out) {
+  constexpr int vectors = columns / kLanes;
+  Vec total[heads][vectors];
+  for (int h = 0; h < heads; ++h) {
+    for (int j = 0; j < vectors; ++j) total[h][j] = load(out + h * d + j * kLanes);
+  }
+  for (int64_t key = 0; key < keys; key += 2) {
+    const BFloat16* first = values + key * d;
+    Int value[vectors];
+    for (int j = 0; j < vectors; j += 2) {
+      const Int even = load_words(first + j * kLanes), odd = load_words(first + d + j * kLanes);
+      value[j] = paired_low(even, odd), value[j + 1] = paired_high(even, odd);
+    }
+    for (int h = 0; h < heads; ++h) {
+      const Int weight = Int{} + *reinterpret_cast<const LooseWord*>(weights[h].of_key + key);
+      for (int j = 0; j < vectors; ++j) total[h][j] = add_pair_products(total[h][j], weight, value[j]);
+    }
+  }
+  for (int h = 0; h < heads; ++h) {
+    for (int j = 0; j < vectors; ++j) store(out + h * d + j * kLanes, total[h][j]);
+  }
+}
+
+// Columns [0, end) for keys [begin, begin + keys) of a page, both even. Not inline: the registers of its loop are all
+// there are.
+template <int heads>
+[[gnu::noinline]] void add_pairs(float* const* weights, int64_t column, int64_t begin, int64_t keys,
+                                 const BFloat16* values, int64_t d, float* out, int64_t end) {
+  PairedWeights paired[heads];
+  for (int h = 0; h < heads; ++h) {
+    const float* row = weights[h] + column + begin;
+    for (int64_t i = 0; i < keys; i += kLanes) store(paired[h].of_key + i, load(row + i, keys - i));
+  }
+  const BFloat16* first = values + begin * d;
+  int64_t c = 0;
+  for (; c + 2 * kPairedColumns <= end; c += 2 * kPairedColumns) {
+    add_pairs_step<heads, 2 * kPairedColumns>(paired, keys, first + c, d, out + c);
+  }
+  for (; c < end; c += kPairedColumns) add_pairs_step<heads, kPairedColumns>(paired, keys, first + c, d, out + c);
+}
+
+template <int heads>
+void add_paired_values(float* const* weights, int64_t column, Part part, const BFloat16* values, int64_t d,
+                       float* out) {
+  const int64_t columns = d / kPairedColumns * kPairedColumns;
+  const int64_t begin = part.begin + part.begin % 2, end = part.end - part.end % 2;
+  add_columns<BFloat16, heads>(weights, column, {part.begin, begin}, values, d, out, 0, columns);
+  for (int64_t key = begin; key < end; key += kPairedKeys) {
+    add_pairs<heads>(weights, column, key, end - key < kPairedKeys ? end - key : kPairedKeys, values, d, out, columns);
+  }
+  add_columns<BFloat16, heads>(weights, column, {end, part.end}, values, d, out, 0, columns);
+  add_columns<BFloat16, heads>(weights, column, part, values, d, out, columns, d);
+}
+template <>
+void add_values<BFloat16, kHeadsPerStep>(float* const* weights, int64_t column, Part part, const BFloat16* values,
+                                         int64_t d, float* out) {
+  add_paired_values<kHeadsPerStep>(weights, column, part, values, d, out);
+}
+template <>
+void add_values<BFloat16, 1>(float* const* weights, int64_t column, Part part, const BFloat16* values, int64_t d,
+                             float* out) {
+  add_paired_values<1>(weights, column, part, values, d, out);
+}
+#endif
 
 template <class T>
 void value_page(const DecodeArgs& args, int64_t page, Part part) {
