@@ -37,8 +37,10 @@ json read_manifest(const fs::path& path) {
   json manifest = read_json(path / kManifest);
   try {
     if (manifest.at("version") != kVersion)
-      fail("snapshot `{}` has version {}, expected {}: another version of this program wrote it", path.string(),
-           manifest.at("version").dump(), kVersion);
+      fail(
+          "snapshot `{}` has version {}, expected {}: go on with the version of this program that wrote it, or remove "
+          "it",
+          path.string(), manifest.at("version").dump(), kVersion);
     for (const char* key : {"state", "files", "weights", "moments"})
       for (const auto& [name, value] : manifest.at(key).items())
         if (key != std::string("state") && fs::path(name).filename() != name)
