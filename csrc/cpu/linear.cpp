@@ -37,6 +37,8 @@ const std::optional<c10::TypedOperatorHandle<OneDnnLinear>>& one_dnn_linear() {
 
 // Up to here the weights stream from memory faster than the processor would pack them for larger products.
 constexpr int64_t kFewRows = 32;
+// Multiplications that are worth another thread then.
+constexpr int64_t kWorthAThread = 1 << 16;
 
 bool streams(const Tensor& x, const Tensor& weight) {
   return is_supported(x) && x.numel() > 0 && x.numel() <= kFewRows * x.size(-1) && weight.is_contiguous();
@@ -50,7 +52,7 @@ Tensor streaming_linear(const Tensor& x, const Tensor& weight) {
   const StreamingLinearArgs args{
       rows.const_data_ptr(), weight.const_data_ptr(), x.numel() / x.size(-1), x.size(-1), weight.size(0), type_of(x),
       out.data_ptr()};
-  at::parallel_for(0, args.width, std::max<int64_t>(8, kWorthIt / x.numel()),
+  at::parallel_for(0, args.width, std::max<int64_t>(8, kWorthAThread / x.numel()),
                    [&](int64_t begin, int64_t end) { kernels().streaming_linear(args, begin, end); });
   return out;
 }
