@@ -44,11 +44,15 @@ bool streams(const Tensor& x, const Tensor& weight) {
   return is_supported(x) && x.numel() > 0 && x.numel() <= kFewRows * x.size(-1) && weight.is_contiguous();
 }
 
-Tensor streaming_linear(const Tensor& x, const Tensor& weight) {
-  const Tensor rows = x.contiguous();
+Tensor empty_result(const Tensor& x, const Tensor& weight) {
   auto sizes = x.sizes().vec();
   sizes.back() = weight.size(0);
-  Tensor out = at::empty(sizes, x.options());
+  return at::empty(sizes, x.options());
+}
+
+Tensor streaming_linear(const Tensor& x, const Tensor& weight) {
+  const Tensor rows = x.contiguous();
+  Tensor out = empty_result(x, weight);
   const StreamingLinearArgs args{
       rows.const_data_ptr(), weight.const_data_ptr(), x.numel() / x.size(-1), x.size(-1), weight.size(0), type_of(x),
       out.data_ptr()};
@@ -73,9 +77,7 @@ bool suits_double_linear(const Tensor& x, const Tensor& weight) {
 
 Tensor double_linear(const Tensor& x, const Tensor& weight) {
   const Tensor rows = x.contiguous(), columns = weight.contiguous();
-  auto sizes = x.sizes().vec();
-  sizes.back() = weight.size(0);
-  Tensor out = at::empty(sizes, x.options());
+  Tensor out = empty_result(x, weight);
   const DoubleLinearArgs args{rows.const_data_ptr<double>(),
                               columns.const_data_ptr<double>(),
                               x.numel() / x.size(-1),

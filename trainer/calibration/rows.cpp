@@ -18,8 +18,12 @@ at::Tensor branch_heads(const FitRows& rows, const at::Tensor& v, const std::vec
 }
 
 at::Tensor branch_output(const FitRows& rows, const Branch& branch) {
+  return branch_output(rows, branch, branch.o.defined() ? branch_heads(rows, branch.v, branch.head_map) : at::Tensor());
+}
+
+at::Tensor branch_output(const FitRows& rows, const Branch& branch, const at::Tensor& heads) {
   at::Tensor out = at::zeros_like(rows.target);
-  if (branch.o.defined()) out = uniattn::linear(branch_heads(rows, branch.v, branch.head_map), branch.o);
+  if (branch.o.defined()) out = uniattn::linear(heads, branch.o);
   if (branch.compensation.defined()) out = out + uniattn::linear(rows.x, branch.compensation);
   return scaled(rows, out);
 }

@@ -37,8 +37,10 @@ struct Branch {
 // The outputs of the query heads [T, heads * head_dim] with values x v^T.
 at::Tensor branch_heads(const FitRows& rows, const at::Tensor& v, const std::vector<int64_t>& head_map);
 
-// What the branch gives: scale * (heads W_o^T + x W_c^T), [T, D].
+// What the branch gives: scale * (heads W_o^T + x W_c^T), [T, D]. The second takes the heads' outputs from who has
+// them.
 at::Tensor branch_output(const FitRows& rows, const Branch& branch);
+at::Tensor branch_output(const FitRows& rows, const Branch& branch, const at::Tensor& heads);
 
 at::Tensor scaled(const FitRows& rows, const at::Tensor& values);
 

@@ -35,7 +35,7 @@ class ValueProblem {
     at::Tensor gradient = zeros(), energies = at::zeros({branch_.o.size(1)}, at::kDouble);
     rows_({.held_out = false}, [&](const FitRows& rows) {
       const at::Tensor heads = branch_heads(rows, branch_.v, branch_.head_map);
-      gradient += adjoint(rows, rows.target - branch_output(rows, branch_));
+      gradient += adjoint(rows, rows.target - branch_output(rows, branch_, heads));
       energies += scaled(rows, heads).square().sum(0, false, at::kDouble).cpu();
       if (!sum_inputs) return;
       const at::Tensor x = scaled(rows, rows.x).to(at::kCPU, at::kDouble);
@@ -94,9 +94,8 @@ class ValueProblem {
     const at::Tensor heads = uniattn::linear(gs, branch_.o.t()).view({q.size(0), -1, q.size(2)});
     const at::Tensor dv =
         attend_backward_value(*rows.probs, heads, head_map_tensor(branch_.head_map, q.device())).flatten(1);
-    at::Tensor sum = uniattn::linear(dv.t(), rows.x.t());
-    if (compensation_) sum = at::cat({sum, uniattn::linear(gs.t(), rows.x.t())});
-    return sum.to(at::kCPU, at::kDouble);
+    const at::Tensor outputs = compensation_ ? at::cat({dv, gs}, 1) : dv;
+    return uniattn::linear(outputs.t(), rows.x.t()).to(at::kCPU, at::kDouble);
   }
 
   const Branch& branch_;

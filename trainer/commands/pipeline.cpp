@@ -8,7 +8,7 @@
 
 #include "calibration/report.h"
 #include "checkpoint/export.h"
-#include "data/formats.h"
+#include "data/data_file.h"
 #include "data/manifest.h"
 #include "model/footprint.h"
 #include "storage/atomic_file.h"
@@ -45,8 +45,7 @@ bool fits(const CalibrationConfig& calibration, const char* what) {
 std::optional<std::string> trained_template(const std::vector<DataSource>& sources) {
   std::set<std::string> names;
   for (const DataSource& source : sources) {
-    if (source.format == "text" || source.format == "ids") continue;
-    names.insert(source.template_name.empty() ? default_template(source.format) : source.template_name);
+    if (source.format != "text" && source.format != "ids") names.insert(template_of(source));
   }
   if (names.size() > 1)
     log::warn(fmt::format("the data are written in several chat templates ({}): the export keeps the base's",

@@ -37,9 +37,13 @@ RecordReader::Kind kind_of(const DataSource& source) {
 
 }  // namespace
 
+std::string template_of(const DataSource& source) {
+  return source.template_name.empty() ? default_template(source.format) : source.template_name;
+}
+
 DataFile::DataFile(const DataSource& source)
     : source_(source),
-      template_(source.template_name.empty() ? default_template(source.format) : source.template_name),
+      template_(template_of(source)),
       json_(holds_json(source)),
       kind_(kind_of(source)),
       file_(source.path) {

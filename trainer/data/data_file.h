@@ -11,6 +11,9 @@
 
 namespace uniattn {
 
+// The template (data/templates.h) that the source's records are written in; "" for ids.
+std::string template_of(const DataSource& source);
+
 class DataFile {
  public:
   // `source` must outlive this. Throws Error when the file cannot be opened, UsageError for an unknown format or

@@ -3,7 +3,6 @@
 #include <map>
 
 #include "data/templates.h"
-#include "support/error.h"
 
 namespace uniattn {
 namespace {
@@ -12,9 +11,8 @@ namespace {
 constexpr const char* kTurns =
     R"({%- set given = messages[0].role == 'system' -%}{%- set turns = messages[1:] if given else messages -%})";
 
-constexpr const char* kAlpaca =
-    R"({{ bos_token }}{{ (messages[0].content if given else 'Below is an instruction that describes a task. )"
-    R"(Write a response that appropriately completes the request.') + '\n\n' }}{% for m in turns %})"
+constexpr const char* kAlpaca =  // `preamble` is set
+    R"({{ bos_token }}{{ (messages[0].content if given else preamble) + '\n\n' }}{% for m in turns %})"
     R"({% if m.role == 'assistant' %}{{ m.content + eos_token }}{% else %}{{ ('' if loop.first else '\n\n') + )"
     R"('### Instruction:\n' + m.content + '\n\n### Response:' }}{% endif %}{% endfor %})";
 
@@ -65,7 +63,7 @@ constexpr const char* kPlain =
 const std::string& jinja_template(const std::string& template_name) {
   static const std::string turns = kTurns;
   static const std::map<std::string, std::string> kTexts = {
-      {"alpaca", turns + kAlpaca},
+      {"alpaca", turns + "{%- set preamble = '" + kAlpacaPreamble + "' -%}" + kAlpaca},
       {"tulu", kTulu},
       {"llama2", turns + kLlama2},
       {"llama3", R"({%- set turns = messages -%}{{ bos_token }})" + std::string(kHeaderTurns)},

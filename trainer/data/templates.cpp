@@ -14,9 +14,6 @@ namespace {
 using Kind = Piece::Kind;
 using Messages = std::span<const Message>;
 
-constexpr const char* kAlpacaPreamble =
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.";
-
 // Collects pieces; neighbouring texts with the same loss become one.
 class Rendering {
  public:

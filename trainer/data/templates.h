@@ -27,6 +27,10 @@ struct Piece {
   bool operator==(const Piece&) const = default;
 };
 
+// What Alpaca's prompt begins with where there is no system message.
+inline constexpr const char* kAlpacaPreamble =
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.";
+
 // alpaca, tulu, llama2, llama3, llama3.1, mistral, mistral-v0.3, gemma, chatml, plain (docs/data.md).
 const std::vector<std::string>& template_names();
 

@@ -121,7 +121,7 @@ void add_columns(float* const* weights, int64_t column, Part part, const T* valu
   for (; c < end; c += kLanes) add_values_step<T, heads, 1>(weights, column, part, values + c, d, out + c, end - c);
 }
 
-template <class T, int heads>
+template <int heads, class T>
 void add_values(float* const* weights, int64_t column, Part part, const T* values, int64_t d, float* out) {
   add_columns<T, heads>(weights, column, part, values, d, out, 0, d);
 }
@@ -178,8 +178,7 @@ template <int heads>
 }
 
 template <int heads>
-void add_paired_values(float* const* weights, int64_t column, Part part, const BFloat16* values, int64_t d,
-                       float* out) {
+void add_values(float* const* weights, int64_t column, Part part, const BFloat16* values, int64_t d, float* out) {
   const int64_t columns = d / kPairedColumns * kPairedColumns;
   const int64_t begin = part.begin + part.begin % 2, end = part.end - part.end % 2;
   add_columns<BFloat16, heads>(weights, column, {part.begin, begin}, values, d, out, 0, columns);
@@ -188,16 +187,6 @@ void add_paired_values(float* const* weights, int64_t column, Part part, const B
   }
   add_columns<BFloat16, heads>(weights, column, {end, part.end}, values, d, out, 0, columns);
   add_columns<BFloat16, heads>(weights, column, part, values, d, out, columns, d);
-}
-template <>
-void add_values<BFloat16, kHeadsPerStep>(float* const* weights, int64_t column, Part part, const BFloat16* values,
-                                         int64_t d, float* out) {
-  add_paired_values<kHeadsPerStep>(weights, column, part, values, d, out);
-}
-template <>
-void add_values<BFloat16, 1>(float* const* weights, int64_t column, Part part, const BFloat16* values, int64_t d,
-                             float* out) {
-  add_paired_values<1>(weights, column, part, values, d, out);
 }
 #endif
 
@@ -209,10 +198,10 @@ void value_page(const DecodeArgs& args, int64_t page, Part part) {
     const T* values = block<T>(args.v, page, group);
     int64_t head = group * per_group;
     for (; head + kHeadsPerStep <= (group + 1) * per_group; head += kHeadsPerStep) {
-      add_values<T, kHeadsPerStep>(args.rows + head, column, part, values, d, args.out + head * d);
+      add_values<kHeadsPerStep>(args.rows + head, column, part, values, d, args.out + head * d);
     }
     for (; head < (group + 1) * per_group; ++head) {
-      add_values<T, 1>(args.rows + head, column, part, values, d, args.out + head * d);
+      add_values<1>(args.rows + head, column, part, values, d, args.out + head * d);
     }
   }
 }

@@ -16,30 +16,16 @@ inline constexpr int kAccumulators = 24, kVectorsPerStep = 4;  // of 32 register
 inline constexpr int kAccumulators = 8, kVectorsPerStep = 2;  // of 16
 #endif
 
+// float, or double where there is a vector of them.
 template <class E>
-struct Element;
-
-template <>
-struct Element<float> {
-  using Out = float;
-  using Sum = Vec;
+struct Element {
+  using Out = E;
+  using Sum = decltype(load(static_cast<const E*>(nullptr)));
   static constexpr int64_t kPair = 1;
-  static Vec row(const float* p) { return load(p); }
-  static Vec repeated(const float* p) { return broadcast(*p); }
-  static Vec add_product(Vec sum, Vec a, Vec b) { return sum + a * b; }
+  static Sum row(const E* p) { return load(p); }
+  static Sum repeated(const E* p) { return *p - Sum{}; }
+  static Sum add_product(Sum sum, Sum a, Sum b) { return sum + a * b; }
 };
-
-#if defined(__AVX512F__)
-template <>
-struct Element<double> {
-  using Out = double;
-  using Sum = DoubleVec;
-  static constexpr int64_t kPair = 1;
-  static DoubleVec row(const double* p) { return load(p); }
-  static DoubleVec repeated(const double* p) { return *p - DoubleVec{}; }
-  static DoubleVec add_product(DoubleVec sum, DoubleVec a, DoubleVec b) { return sum + a * b; }
-};
-#endif
 
 #if defined(__AVX512BF16__)
 template <>

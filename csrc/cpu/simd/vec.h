@@ -105,18 +105,18 @@ inline Int paired(Vec first, Vec second) {
 #endif
 }
 #if defined(__AVX512BF16__)
+using BFloat16s = uint16_t __attribute__((vector_size(kLanes * 4)));
+
 // Word i holds bfloat16 i of `first` and, above it, that of `second`, of their lower or upper halves.
 inline Int paired_low(Int first, Int second) {
-  using Words = uint16_t __attribute__((vector_size(64)));
-  return reinterpret_cast<Int>(__builtin_shufflevector(reinterpret_cast<Words>(first), reinterpret_cast<Words>(second),
-                                                       0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9,
-                                                       41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47));
+  return reinterpret_cast<Int>(__builtin_shufflevector(
+      reinterpret_cast<BFloat16s>(first), reinterpret_cast<BFloat16s>(second), 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37,
+      6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47));
 }
 inline Int paired_high(Int first, Int second) {
-  using Words = uint16_t __attribute__((vector_size(64)));
-  return reinterpret_cast<Int>(__builtin_shufflevector(reinterpret_cast<Words>(first), reinterpret_cast<Words>(second),
-                                                       16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
-                                                       24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63));
+  return reinterpret_cast<Int>(__builtin_shufflevector(
+      reinterpret_cast<BFloat16s>(first), reinterpret_cast<BFloat16s>(second), 16, 48, 17, 49, 18, 50, 19, 51, 20, 52,
+      21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63));
 }
 // sum + a.first * b.first + a.second * b.second, lane by lane.
 inline Vec add_pair_products(Vec sum, Int a, Int b) {

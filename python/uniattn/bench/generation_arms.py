@@ -119,10 +119,12 @@ class Transformers:
 
     def __init__(self, model: PreTrainedModel, compiled: bool):
         self.model = model
-        self.forward = torch.compile(model.forward, dynamic=False) if compiled else model.forward
-        # A graph for each batch and length; without enough of them the forward would run uncompiled, and be timed so.
-        torch._dynamo.config.recompile_limit = 256
-        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        self.forward = model.forward
+        if compiled:
+            # A graph for each batch and length; without enough of them the forward would run uncompiled, and be timed so.
+            torch._dynamo.config.recompile_limit = 256
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
+            self.forward = torch.compile(model.forward, dynamic=False)
 
     @torch.inference_mode()
     def prepare(self, batch: int, context: int, room: int = 0) -> None:
